@@ -1,0 +1,53 @@
+# Ripstop's build. All that is needed is Go, and root for demo, test and fuzz:
+# they work in network namespaces of their own.
+
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null)
+LDFLAGS := -s -w -X github.com/ripstop-net/ripstop/cmd/internal/settings.version=$(VERSION)
+COMMANDS := ripstopd ripstop ripstop-lab
+# The linters are run by version and are no part of the module.
+STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
+ERRCHECK := github.com/kisielk/errcheck@v1.30.0
+
+# make demo IP_FAMILY=ipv4, ipv6 or dual
+IP_FAMILY ?= dual
+# How long make fuzz spends on each target.
+FUZZTIME ?= 20s
+
+.PHONY: build demo test lint bench fuzz clean
+
+# Static binaries: they run in any image and on any distribution.
+build:
+	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/ $(addprefix ./cmd/,$(COMMANDS))
+
+# Three hosts, a store, a daemon on each, and pods that talk. Without a terminal
+# nobody can press Ctrl-C, so it ends once it has shown that they do.
+demo: build
+	@if [ -t 0 ] && [ -t 1 ]; then exec bin/ripstop-lab up --nodes 3 --ip-family $(IP_FAMILY); \
+	else exec bin/ripstop-lab up --nodes 3 --ip-family $(IP_FAMILY) --once; fi
+
+test:
+	go test -race -shuffle=on -timeout 8m ./...
+
+lint:
+	@unformatted=$$(gofmt -l cmd subnet backend network); [ -z "$$unformatted" ] || { echo "gofmt: $$unformatted"; exit 1; }
+	go vet ./...
+	go run $(STATICCHECK) ./...
+	go run $(ERRCHECK) -ignoretests ./...
+	go mod verify
+	go mod tidy -diff
+
+bench:
+	go test -run '^$$' -bench . -benchmem ./...
+
+# go test fuzzes one target of one package at a time.
+fuzz:
+	@for package in $$(go list ./...); do \
+		for target in $$(go test -list '^Fuzz' $$package | grep '^Fuzz'); do \
+			echo "$$package $$target"; \
+			go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) $$package || exit 1; \
+		done; \
+	done
+
+clean:
+	rm -rf bin
+	go clean -testcache

@@ -1,0 +1,222 @@
+package subnet
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"net/netip"
+	"slices"
+	"strings"
+)
+
+// Request is what a node asks for when it claims a lease.
+type Request struct {
+	Self Identity
+	// Backend and Endpoints are what peers need to reach the node. Endpoints
+	// are of the families that the config has.
+	Backend   string
+	Endpoints PerFamily[Endpoint]
+	// Previous is the lease's subnets as the node knew them last, if it does:
+	// asked for first where nobody has them.
+	Previous Subnets
+	// OnlyPrevious refuses any other: pods run on them.
+	OnlyPrevious bool
+}
+
+// TakenError says that the subnets which a node must have are another's.
+type TakenError struct {
+	Subnets Subnets
+	By      string
+}
+
+// Error names the subnets, who has them and what to do.
+func (e *TakenError) Error() string {
+	return fmt.Sprintf("this node's subnets %s are held by %s: pods here cannot be reached until that lease is gone, "+
+		"or until this node is drained and restarted with its subnet file removed", e.Subnets, e.By)
+}
+
+// StrandedError says that the config no longer has room for a lease that the
+// node holds. Taking another would cut off every pod that runs on the old one.
+type StrandedError struct {
+	Lease Lease
+	Why   error
+}
+
+// Error names the lease and the two ways out.
+func (e *StrandedError) Error() string {
+	return fmt.Sprintf("this node's lease %s does not fit the network config: %v: "+
+		"set the config back, or, once no pod on this node uses the subnet, delete the record %s",
+		e.Lease.Subnets, e.Why, e.Lease.Subnets.Key())
+}
+
+func (e *StrandedError) Unwrap() error { return e.Why }
+
+// maxClaimTries bounds the races that one claim may lose. Each loss means that
+// another node won, so even thousands of nodes at once end far below it.
+const maxClaimTries = 1000
+
+// Claim obtains the node's lease: its own record taken up again where there is
+// one, then a reservation that names it, then its previous subnets, then free
+// ones in the order of its name. A record is created only where there is none
+// and rewritten only where it is the node's own and says something else. A lost
+// race is tried again with a fresh listing.
+//
+// Errors that waiting does not mend are [*StrandedError] and what wraps
+// [ErrRefused]; [*ExhaustedError] lasts until a lease expires or the config grows.
+func Claim(ctx context.Context, store Store, cfg Config, req Request) (Lease, error) {
+	for range maxClaimTries {
+		seen, err := store.List(ctx)
+		if err != nil {
+			return Lease{}, fmt.Errorf("list leases: %w", err)
+		}
+		want, write, err := choose(cfg, req, seen)
+		if err != nil || !write {
+			return want, err
+		}
+		got, err := store.Write(ctx, want)
+		if errors.Is(err, ErrConflict) {
+			continue
+		}
+		if err != nil {
+			return Lease{}, fmt.Errorf("write lease %s: %w", want.Subnets, err)
+		}
+		return got, nil
+	}
+	return Lease{}, fmt.Errorf("claim a lease: lost %d races in a row", maxClaimTries)
+}
+
+// choose decides on the lease to claim, and whether its record must be written
+// or is right as it stands.
+func choose(cfg Config, req Request, seen Listing) (want Lease, write bool, err error) {
+	if own, ok := ownLease(req.Self, seen.Leases); ok {
+		if err := cfg.CheckOwn(own.Subnets); err != nil {
+			return Lease{}, false, &StrandedError{Lease: own, Why: err}
+		}
+		want = req.lease(own.Subnets)
+		want.ID, want.Created, want.Modified = own.ID, own.Created, own.Modified
+		return want, !want.SameContent(own), nil
+	}
+	if req.OnlyPrevious {
+		return choosePrevious(cfg, req, seen)
+	}
+	var chosen Subnets
+	for _, f := range cfg.Families() {
+		o := occupy(cfg.Ranges[f], heldPrefixes(f, seen))
+		if p := req.Previous[f]; p.IsValid() && cfg.Ranges[f].Check(p) == nil && !o.taken(p) {
+			chosen[f] = p
+			continue
+		}
+		p, ok := o.free(req.Self.Node)
+		if !ok {
+			return Lease{}, false, &ExhaustedError{Range: cfg.Ranges[f], Leases: holders(f, seen.Leases)}
+		}
+		chosen[f] = p
+	}
+	return req.lease(chosen), true, nil
+}
+
+func choosePrevious(cfg Config, req Request, seen Listing) (Lease, bool, error) {
+	for _, f := range cfg.Families() {
+		if !occupy(cfg.Ranges[f], heldPrefixes(f, seen)).taken(req.Previous[f]) {
+			continue
+		}
+		by := "a record that cannot be read"
+		for _, l := range seen.Leases {
+			if l.Subnets[f].Overlaps(req.Previous[f]) {
+				by = l.Holder()
+			}
+		}
+		return Lease{}, false, &TakenError{Subnets: req.Previous, By: by}
+	}
+	return req.lease(req.Previous), true, nil
+}
+
+func (r Request) lease(s Subnets) Lease {
+	return Lease{Subnets: s, Node: r.Self.Node, Backend: r.Backend, Endpoints: r.Endpoints}
+}
+
+// CheckOwn tells why a node cannot go on with its subnets under the config. It is
+// stricter than CheckSubnets: a node serves all families of the config.
+func (c Config) CheckOwn(s Subnets) error {
+	for _, f := range c.Families() {
+		if !s[f].IsValid() {
+			return fmt.Errorf("it has no %s subnet", f)
+		}
+	}
+	for _, f := range Families {
+		if s[f].IsValid() && !c.Ranges[f].Enabled() {
+			return fmt.Errorf("%s is off in the config", f)
+		}
+	}
+	return c.CheckSubnets(s)
+}
+
+// ownLease finds the node's lease among all: one that lives before one that is
+// only reserved, for pods may use it; then one by name before one by address,
+// then the oldest.
+func ownLease(self Identity, leases []Lease) (Lease, bool) {
+	var own []Lease
+	for _, l := range leases {
+		if self.Owns(l) {
+			own = append(own, l)
+		}
+	}
+	if len(own) == 0 {
+		return Lease{}, false
+	}
+	rank := func(l Lease) int {
+		switch {
+		case !l.Reservation() && l.Node != "":
+			return 0
+		case !l.Reservation():
+			return 1
+		case l.Node != "":
+			return 2
+		default:
+			return 3
+		}
+	}
+	return slices.MinFunc(own, func(a, b Lease) int {
+		return cmp.Or(cmp.Compare(rank(a), rank(b)), cmp.Compare(a.Created, b.Created))
+	}), true
+}
+
+// heldPrefixes are all subnets of a family that any record holds. A record
+// whose value cannot be read still holds what its key says.
+func heldPrefixes(f Family, seen Listing) iter.Seq[netip.Prefix] {
+	return func(yield func(netip.Prefix) bool) {
+		for _, l := range seen.Leases {
+			if !yield(l.Subnets[f]) {
+				return
+			}
+		}
+		for _, b := range seen.Bad {
+			if s, err := ParseKey(b.Key); err == nil && !yield(s[f]) {
+				return
+			}
+		}
+	}
+}
+
+func holders(f Family, leases []Lease) []Lease {
+	out := slices.DeleteFunc(slices.Clone(leases), func(l Lease) bool { return !l.Subnets[f].IsValid() })
+	slices.SortFunc(out, func(a, b Lease) int {
+		return cmp.Or(a.Subnets[f].Addr().Compare(b.Subnets[f].Addr()), strings.Compare(a.Node, b.Node))
+	})
+	return out
+}
+
+// Stranded lists the leases that a config has no room for, in the order of
+// their keys: what setting it would cut off.
+func (c Config) Stranded(leases []Lease) []BadRecord {
+	var out []BadRecord
+	for _, l := range leases {
+		if err := c.CheckSubnets(l.Subnets); err != nil {
+			out = append(out, BadRecord{Key: l.Subnets.Key(), Reason: fmt.Sprintf("%v (held by %s)", err, l.Holder())})
+		}
+	}
+	slices.SortFunc(out, func(a, b BadRecord) int { return strings.Compare(a.Key, b.Key) })
+	return out
+}

@@ -1,0 +1,181 @@
+package subnet
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"strconv"
+	"strings"
+)
+
+// The record is flannel's, then our extra keys. Field order is what goes on
+// the wire. PublicIPv6 is always there, null for none.
+type recordJSON struct {
+	PublicIP      string          `json:"PublicIP"`
+	PublicIPv6    *string         `json:"PublicIPv6"`
+	BackendType   string          `json:"BackendType,omitempty"`
+	BackendData   json.RawMessage `json:"BackendData,omitempty"`
+	BackendV6Data json.RawMessage `json:"BackendV6Data,omitempty"`
+	Node          string          `json:"Node,omitempty"`
+}
+
+type vtepJSON struct {
+	VNI     uint32
+	VtepMAC string
+}
+
+// noIPv4 fills PublicIP in a record without IPv4, as flannel writes it.
+const noIPv4 = "0.0.0.0"
+
+// noSubnet4 stands in a key for the IPv4 subnet of an IPv6-only lease.
+var noSubnet4 = netip.PrefixFrom(netip.IPv4Unspecified(), 0)
+
+// Key returns the last part of the record's key: "10.5.87.0-24", or
+// "10.5.5.0-24&fd00:10:5:1f::-64" with both families. IPv6 alone has
+// "0.0.0.0-0" for the missing IPv4 subnet.
+func (s Subnets) Key() string {
+	four := s[V4]
+	if !four.IsValid() {
+		four = noSubnet4
+	}
+	key := dashed(four)
+	if s[V6].IsValid() {
+		key += "&" + dashed(s[V6])
+	}
+	return key
+}
+
+func dashed(p netip.Prefix) string { return p.Addr().String() + "-" + strconv.Itoa(p.Bits()) }
+
+// ParseKey reads the last part of a record's key. It takes exactly what
+// [Subnets.Key] writes: a key with host bits set, leading zeros or another
+// spelling of the same subnet could hold a subnet twice.
+func ParseKey(key string) (Subnets, error) {
+	var s Subnets
+	four, six, dual := strings.Cut(key, "&")
+	var err error
+	if s[V4], err = parseDashed(four, V4); err != nil {
+		return Subnets{}, err
+	}
+	if dual {
+		if s[V6], err = parseDashed(six, V6); err != nil {
+			return Subnets{}, err
+		}
+		if s[V4] == noSubnet4 {
+			s[V4] = netip.Prefix{}
+		}
+	}
+	for _, p := range s {
+		if p.IsValid() && p.Masked() != p {
+			return Subnets{}, fmt.Errorf("key contradicts itself: %s is not the base address of a /%d", p.Addr(), p.Bits())
+		}
+	}
+	if s.Key() != key {
+		return Subnets{}, fmt.Errorf("key is not in its plain form, which is %q", s.Key())
+	}
+	return s, nil
+}
+
+func parseDashed(text string, f Family) (netip.Prefix, error) {
+	addr, length, ok := strings.Cut(text, "-")
+	a, err := netip.ParseAddr(addr)
+	if !ok || err != nil || FamilyOf(a) != f || a.Zone() != "" {
+		return netip.Prefix{}, fmt.Errorf("key is no subnet: %q is not of the form ADDRESS-LENGTH in %s", text, f)
+	}
+	bits, err := strconv.Atoi(length)
+	p := netip.PrefixFrom(a, bits)
+	if err != nil || !p.IsValid() {
+		return netip.Prefix{}, fmt.Errorf("key contradicts itself: %q is no prefix length of %s", length, f)
+	}
+	return p, nil
+}
+
+// Record returns the lease's value in the store: flannel's keys in flannel's
+// order and form, then our own.
+func (l Lease) Record() []byte {
+	rec := recordJSON{PublicIP: noIPv4, BackendType: l.Backend, Node: l.Node}
+	if a := l.Endpoints[V4].PublicIP; a.IsValid() {
+		rec.PublicIP = a.String()
+		rec.BackendData = vtepData(l.Endpoints[V4])
+	}
+	if a := l.Endpoints[V6].PublicIP; a.IsValid() {
+		text := a.String()
+		rec.PublicIPv6 = &text
+		rec.BackendV6Data = vtepData(l.Endpoints[V6])
+	}
+	out, err := json.Marshal(rec)
+	if err != nil { // Strings and numbers alone: it cannot fail.
+		return nil
+	}
+	return out
+}
+
+func vtepData(e Endpoint) json.RawMessage {
+	if e.MAC == (MAC{}) {
+		return nil
+	}
+	out, err := json.Marshal(vtepJSON{VNI: e.VNI, VtepMAC: e.MAC.String()})
+	if err != nil {
+		return nil
+	}
+	return out
+}
+
+// ParseRecord reads a lease from its key (the last part) and value. What it
+// returns is well formed; whether it can be used is for [Config.CheckLease].
+// A record that only reserves may lack all but the key.
+func ParseRecord(key string, value []byte) (Lease, error) {
+	s, err := ParseKey(key)
+	if err != nil {
+		return Lease{}, err
+	}
+	var rec recordJSON
+	if err := decodeOne(value, &rec); err != nil {
+		return Lease{}, fmt.Errorf("value: %w", err)
+	}
+	l := Lease{Subnets: s, Node: rec.Node, Backend: rec.BackendType}
+	if l.Node != "" {
+		if err := CheckNodeName(l.Node); err != nil {
+			return Lease{}, err
+		}
+	}
+	texts := PerFamily[string]{V4: rec.PublicIP}
+	if rec.PublicIPv6 != nil {
+		texts[V6] = *rec.PublicIPv6
+	}
+	keys := PerFamily[string]{"PublicIP", "PublicIPv6"}
+	data := PerFamily[json.RawMessage]{rec.BackendData, rec.BackendV6Data}
+	for _, f := range Families {
+		if texts[f] == "" || f == V4 && texts[f] == noIPv4 && !s[V4].IsValid() {
+			continue
+		}
+		e := &l.Endpoints[f]
+		if e.PublicIP, err = netip.ParseAddr(texts[f]); err != nil || FamilyOf(e.PublicIP) != f {
+			return Lease{}, fmt.Errorf("%s: %q is no %s address", keys[f], texts[f], f)
+		}
+		if e.VNI, e.MAC, err = parseVTEP(l.Backend, data[f]); err != nil {
+			return Lease{}, fmt.Errorf("%s: %w", PerFamily[string]{"BackendData", "BackendV6Data"}[f], err)
+		}
+	}
+	return l, nil
+}
+
+// parseVTEP reads a VXLAN endpoint's data; other backends' is not ours to read.
+func parseVTEP(backend string, data json.RawMessage) (uint32, MAC, error) {
+	if backend != "vxlan" || len(data) == 0 || string(data) == "null" {
+		return 0, MAC{}, nil
+	}
+	var v vtepJSON
+	if err := decodeOne(data, &v); err != nil {
+		return 0, MAC{}, err
+	}
+	if v.VtepMAC == "" {
+		return 0, MAC{}, errors.New("VtepMAC is missing")
+	}
+	mac, err := ParseMAC(v.VtepMAC)
+	if err != nil {
+		return 0, MAC{}, fmt.Errorf("VtepMAC: %w", err)
+	}
+	return v.VNI, mac, nil
+}

@@ -1,0 +1,81 @@
+package subnet
+
+import (
+	"context"
+	"errors"
+)
+
+// Errors that callers of a [Store] branch on.
+var (
+	// ErrConflict means that a record is not at the revision that a write asked for.
+	ErrConflict = errors.New("record was changed by another")
+	// ErrLeaseLost means that a held record is gone, or another's now.
+	ErrLeaseLost = errors.New("lease lost")
+	// ErrRefused wraps what the store will go on refusing until an operator
+	// mends it: wrong credentials, missing rights.
+	ErrRefused = errors.New("store refuses")
+)
+
+// Store keeps the network's config and its leases. Every Store passes the
+// suite in subnettest.
+//
+// A call that finds the store away returns an error once its own time limit has
+// passed; only Hold and Watch ride it out by themselves.
+type Store interface {
+	// List reads config and leases as they were at one revision.
+	List(ctx context.Context) (Listing, error)
+
+	// Write sets a lease's record if it is still at revision l.Modified; 0
+	// asks that there be none. Otherwise it returns ErrConflict and changes nothing.
+	//
+	// With l.Modified 0, or with an l.ID of the record's, the record hangs on
+	// a lease of the store and vanishes when nobody holds it for the store's
+	// TTL. A record that reserves (its ID is 0) stays one.
+	//
+	// It returns the lease with ID and revisions filled in.
+	Write(ctx context.Context, l Lease) (Lease, error)
+
+	// Hold keeps the lease alive until ctx ends, which returns nil, or until it
+	// is lost, which returns ErrLeaseLost. Keeping alive writes no record and
+	// so makes no event. For a reservation it only waits.
+	Hold(ctx context.Context, l Lease) error
+
+	// Watch calls to with a whole listing first and then with every change in
+	// order, from the same goroutine, until ctx ends; then it returns nil. On
+	// any doubt whether a change was missed it gives a whole listing again. It
+	// returns an error only where the store refuses.
+	Watch(ctx context.Context, to func(Change)) error
+}
+
+// Listing is what the store held at one revision.
+type Listing struct {
+	Revision int64
+	// Config is the config as written, nil where there is none.
+	Config []byte
+	// Leases are the records that can be read, Bad those that cannot.
+	Leases []Lease
+	Bad    []BadRecord
+}
+
+// Change is one step in the store's life.
+type Change struct {
+	// Whole means that Leases and Bad are all there is, as of Revision: what
+	// they lack is gone.
+	Whole    bool
+	Revision int64
+
+	// ConfigSet means that Config is news; nil says that it was deleted.
+	ConfigSet bool
+	Config    []byte
+
+	// Leases were written, the records in Bad were written and cannot be read,
+	// the Gone keys were deleted.
+	Leases []Lease
+	Bad    []BadRecord
+	Gone   []string
+}
+
+// Whole returns the listing as the change from nothing to it.
+func (l Listing) Whole() Change {
+	return Change{Whole: true, Revision: l.Revision, ConfigSet: true, Config: l.Config, Leases: l.Leases, Bad: l.Bad}
+}
