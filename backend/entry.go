@@ -1,0 +1,273 @@
+package backend
+
+import (
+	"bytes"
+	"cmp"
+	"fmt"
+	"net"
+	"net/netip"
+	"strings"
+)
+
+// MAC is a 48-bit Ethernet address.
+type MAC [6]byte
+
+// String returns the usual form, as 02:00:5e:10:00:01.
+func (m MAC) String() string { return net.HardwareAddr(m[:]).String() }
+
+// Kind is the kind of an entry. Kinds are numbered so that an entry needs only
+// entries of lower kinds: what is added goes up, what is removed goes down.
+type Kind uint8
+
+// The kinds of entries.
+const (
+	KindDevice Kind = iota
+	KindAddress
+	KindFDB
+	KindNeighbour
+	KindNexthop
+	KindRoute
+	kinds
+)
+
+// Entry is one thing in the kernel's forwarding state: a [Device], [Address],
+// [FDB], [Neighbour], [Nexthop] or [Route]. All are comparable values. Two
+// entries have the same identity if the kernel can hold only one of them.
+type Entry interface {
+	comparableEntry
+	// Kind tells which of the kinds it is.
+	Kind() Kind
+	// On names the device that the entry is or hangs on.
+	On() string
+	// String is in the notation of ip and bridge.
+	String() string
+}
+
+type comparableEntry interface{ sealed() }
+
+// Device is a VXLAN device that is up.
+type Device struct {
+	Name string
+	VNI  uint32
+	// Port is the UDP port on which it receives and to which it sends.
+	Port uint16
+	// Local is the outer source address; its family is the tunnel's.
+	Local netip.Addr
+	MAC   MAC
+	// MTU is that of the inner packets, in bytes.
+	MTU int
+	// Down and Learning tell how an existing device differs from what is ever
+	// wanted and can be mended in place.
+	Down, Learning bool
+	// Misfit, where not empty, says how an existing device differs in what the
+	// kernel cannot change in place.
+	Misfit string
+}
+
+// Address is an address on one of our devices.
+type Address struct {
+	Dev    string
+	Prefix netip.Prefix
+}
+
+// FDB sends frames for a MAC to a host of the underlay. The kernel keeps one
+// destination for a unicast MAC, several for the zero MAC ("all others").
+type FDB struct {
+	Dev    string
+	MAC    MAC
+	Remote netip.Addr
+	// Odd, where not empty, says what an existing entry has that ours never
+	// have, such as a port or a VNI of its own.
+	Odd string
+}
+
+// Neighbour is a permanent ARP or ND entry.
+type Neighbour struct {
+	Dev string
+	IP  netip.Addr
+	MAC MAC
+}
+
+// Nexthop is a nexthop object via a gateway that is on the link by decree. The
+// kernel's number for it is the adapter's affair.
+type Nexthop struct {
+	Dev     string
+	Gateway netip.Addr
+	// Stray is 0 for what we make. An object of ours in the kernel that is a
+	// second of its kind, or is of no form that we make, bears its number here
+	// and so is never wanted.
+	Stray uint32
+}
+
+// Route leads to a prefix through a nexthop object.
+type Route struct {
+	Dst netip.Prefix
+	// Table, Metric and TOS are 0 for what we make: the main table, the
+	// family's own metric.
+	Table, Metric uint32
+	TOS           uint8
+	// Via is the zero Nexthop for an existing route that leads through no
+	// nexthop object of ours.
+	Via Nexthop
+}
+
+// routeKey is what identifies a route to the kernel (fib_table_insert and
+// fib6_add_rt2node compare just these).
+type routeKey struct {
+	dst           netip.Prefix
+	table, metric uint32
+	tos           uint8
+}
+
+type fdbKey struct {
+	dev    string
+	mac    MAC
+	remote netip.Addr // Set for a MAC that can have several.
+}
+
+type neighbourKey struct {
+	dev string
+	ip  netip.Addr
+}
+
+func (r Route) key() routeKey { return routeKey{r.Dst, r.Table, r.Metric, r.TOS} }
+
+func (f FDB) key() fdbKey {
+	k := fdbKey{dev: f.Dev, mac: f.MAC}
+	if f.MAC == (MAC{}) || f.MAC[0]&1 == 1 {
+		k.remote = f.Remote
+	}
+	return k
+}
+
+func (n Neighbour) key() neighbourKey { return neighbourKey{n.Dev, n.IP} }
+
+func (Device) sealed()    {}
+func (Address) sealed()   {}
+func (FDB) sealed()       {}
+func (Neighbour) sealed() {}
+func (Nexthop) sealed()   {}
+func (Route) sealed()     {}
+
+// Kind implements Entry.
+func (Device) Kind() Kind { return KindDevice }
+
+// Kind implements Entry.
+func (Address) Kind() Kind { return KindAddress }
+
+// Kind implements Entry.
+func (FDB) Kind() Kind { return KindFDB }
+
+// Kind implements Entry.
+func (Neighbour) Kind() Kind { return KindNeighbour }
+
+// Kind implements Entry.
+func (Nexthop) Kind() Kind { return KindNexthop }
+
+// Kind implements Entry.
+func (Route) Kind() Kind { return KindRoute }
+
+// On implements Entry.
+func (d Device) On() string { return d.Name }
+
+// On implements Entry.
+func (a Address) On() string { return a.Dev }
+
+// On implements Entry.
+func (f FDB) On() string { return f.Dev }
+
+// On implements Entry.
+func (n Neighbour) On() string { return n.Dev }
+
+// On implements Entry.
+func (n Nexthop) On() string { return n.Dev }
+
+// On implements Entry.
+func (r Route) On() string { return r.Via.Dev }
+
+// String is in the notation of ip link.
+func (d Device) String() string {
+	s := fmt.Sprintf("link %s vxlan id %d local %s dstport %d address %s mtu %d", d.Name, d.VNI, d.Local, d.Port, d.MAC, d.MTU)
+	if d.Learning {
+		s += " learning"
+	}
+	if d.Down {
+		s += " down"
+	}
+	if d.Misfit != "" {
+		s += " misfit: " + d.Misfit
+	}
+	return s
+}
+
+// String is in the notation of ip address.
+func (a Address) String() string { return fmt.Sprintf("addr %s dev %s", a.Prefix, a.Dev) }
+
+// String is in the notation of bridge fdb.
+func (f FDB) String() string {
+	s := fmt.Sprintf("fdb %s dev %s dst %s", f.MAC, f.Dev, f.Remote)
+	if f.Odd != "" {
+		s += " " + f.Odd
+	}
+	return s
+}
+
+// String is in the notation of ip neighbour.
+func (n Neighbour) String() string {
+	return fmt.Sprintf("neigh %s lladdr %s dev %s", n.IP, n.MAC, n.Dev)
+}
+
+// String is in the notation of ip nexthop.
+func (n Nexthop) String() string {
+	if n.Stray != 0 {
+		return fmt.Sprintf("nexthop id %d via %s dev %s", n.Stray, n.Gateway, n.Dev)
+	}
+	return fmt.Sprintf("nexthop via %s dev %s", n.Gateway, n.Dev)
+}
+
+// String is in the notation of ip route.
+func (r Route) String() string {
+	s := fmt.Sprintf("route %s", r.Dst)
+	if r.Table != 0 {
+		s += fmt.Sprintf(" table %d", r.Table)
+	}
+	if r.Metric != 0 {
+		s += fmt.Sprintf(" metric %d", r.Metric)
+	}
+	if r.TOS != 0 {
+		s += fmt.Sprintf(" tos %d", r.TOS)
+	}
+	return s + " by " + r.Via.String()
+}
+
+// compareEntries orders entries of one kind, by identity first.
+func compareEntries(a, b Entry) int {
+	switch a := a.(type) {
+	case Device:
+		return strings.Compare(a.Name, b.On())
+	case Address:
+		b := b.(Address)
+		return cmp.Or(strings.Compare(a.Dev, b.Dev), comparePrefixes(a.Prefix, b.Prefix))
+	case FDB:
+		b := b.(FDB)
+		return cmp.Or(strings.Compare(a.Dev, b.Dev), bytes.Compare(a.MAC[:], b.MAC[:]), a.Remote.Compare(b.Remote))
+	case Neighbour:
+		b := b.(Neighbour)
+		return cmp.Or(strings.Compare(a.Dev, b.Dev), a.IP.Compare(b.IP))
+	case Nexthop:
+		return compareNexthops(a, b.(Nexthop))
+	case Route:
+		b := b.(Route)
+		return cmp.Or(comparePrefixes(a.Dst, b.Dst), cmp.Compare(a.Table, b.Table), cmp.Compare(a.Metric, b.Metric),
+			cmp.Compare(a.TOS, b.TOS), compareNexthops(a.Via, b.Via))
+	}
+	return 0
+}
+
+func compareNexthops(a, b Nexthop) int {
+	return cmp.Or(strings.Compare(a.Dev, b.Dev), a.Gateway.Compare(b.Gateway), cmp.Compare(a.Stray, b.Stray))
+}
+
+func comparePrefixes(a, b netip.Prefix) int {
+	return cmp.Or(a.Addr().Compare(b.Addr()), cmp.Compare(a.Bits(), b.Bits()))
+}

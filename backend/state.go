@@ -1,0 +1,244 @@
+package backend
+
+import (
+	"iter"
+	"maps"
+	"slices"
+	"strings"
+)
+
+// State is a set of entries, at most one of each identity. The zero State is
+// empty and ready to use. It is for one goroutine.
+type State struct {
+	devices    map[string]Device
+	addresses  map[Address]struct{}
+	fdb        map[fdbKey]FDB
+	neighbours map[neighbourKey]Neighbour
+	nexthops   map[Nexthop]struct{}
+	routes     map[routeKey]Route
+}
+
+// NewState returns the set of the given entries; of two with one identity the
+// later stays.
+func NewState(entries ...Entry) *State {
+	s := &State{}
+	for _, e := range entries {
+		s.Put(e)
+	}
+	return s
+}
+
+func put[K comparable, V any](m *map[K]V, k K, v V) {
+	if *m == nil {
+		*m = map[K]V{}
+	}
+	(*m)[k] = v
+}
+
+// Put adds an entry in the place of the one with its identity, if any.
+func (s *State) Put(e Entry) {
+	switch e := e.(type) {
+	case Device:
+		put(&s.devices, e.Name, e)
+	case Address:
+		put(&s.addresses, e, struct{}{})
+	case FDB:
+		put(&s.fdb, e.key(), e)
+	case Neighbour:
+		put(&s.neighbours, e.key(), e)
+	case Nexthop:
+		put(&s.nexthops, e, struct{}{})
+	case Route:
+		put(&s.routes, e.key(), e)
+	}
+}
+
+// Drop removes the entry with the identity of e, if any.
+func (s *State) Drop(e Entry) {
+	switch e := e.(type) {
+	case Device:
+		delete(s.devices, e.Name)
+	case Address:
+		delete(s.addresses, e)
+	case FDB:
+		delete(s.fdb, e.key())
+	case Neighbour:
+		delete(s.neighbours, e.key())
+	case Nexthop:
+		delete(s.nexthops, e)
+	case Route:
+		delete(s.routes, e.key())
+	}
+}
+
+// At returns the entry with the identity of e.
+func (s *State) At(e Entry) (at Entry, ok bool) {
+	switch e := e.(type) {
+	case Device:
+		at, ok = s.devices[e.Name]
+	case Address:
+		_, ok = s.addresses[e]
+		at = e
+	case FDB:
+		at, ok = s.fdb[e.key()]
+	case Neighbour:
+		at, ok = s.neighbours[e.key()]
+	case Nexthop:
+		_, ok = s.nexthops[e]
+		at = e
+	case Route:
+		at, ok = s.routes[e.key()]
+	}
+	return at, ok
+}
+
+// Has tells whether exactly this entry is there.
+func (s *State) Has(e Entry) bool {
+	at, ok := s.At(e)
+	return ok && at == e
+}
+
+// Device returns the device of that name.
+func (s *State) Device(name string) (Device, bool) {
+	d, ok := s.devices[name]
+	return d, ok
+}
+
+// Len is the number of entries.
+func (s *State) Len() int {
+	return len(s.devices) + len(s.addresses) + len(s.fdb) + len(s.neighbours) + len(s.nexthops) + len(s.routes)
+}
+
+// All visits every entry, kind after kind, in no order within a kind.
+func (s *State) All() iter.Seq[Entry] {
+	return func(yield func(Entry) bool) {
+		for k := range kinds {
+			for e := range s.ofKind(k) {
+				if !yield(e) {
+					return
+				}
+			}
+		}
+	}
+}
+
+func (s *State) ofKind(k Kind) iter.Seq[Entry] {
+	switch k {
+	case KindDevice:
+		return entries(maps.Values(s.devices))
+	case KindAddress:
+		return entries(maps.Keys(s.addresses))
+	case KindFDB:
+		return entries(maps.Values(s.fdb))
+	case KindNeighbour:
+		return entries(maps.Values(s.neighbours))
+	case KindNexthop:
+		return entries(maps.Keys(s.nexthops))
+	default:
+		return entries(maps.Values(s.routes))
+	}
+}
+
+func entries[E Entry](of iter.Seq[E]) iter.Seq[Entry] {
+	return func(yield func(Entry) bool) {
+		for e := range of {
+			if !yield(e) {
+				return
+			}
+		}
+	}
+}
+
+// Clone returns a copy.
+func (s *State) Clone() *State {
+	return &State{
+		devices: maps.Clone(s.devices), addresses: maps.Clone(s.addresses), fdb: maps.Clone(s.fdb),
+		neighbours: maps.Clone(s.neighbours), nexthops: maps.Clone(s.nexthops), routes: maps.Clone(s.routes),
+	}
+}
+
+// Pick returns what of s has the identity of one of the given entries.
+func (s *State) Pick(of iter.Seq[Entry]) *State {
+	out := &State{}
+	for e := range of {
+		if at, ok := s.At(e); ok {
+			out.Put(at)
+		}
+	}
+	return out
+}
+
+// Equal tells whether both hold the same entries.
+func (s *State) Equal(o *State) bool {
+	return maps.Equal(s.devices, o.devices) && maps.Equal(s.addresses, o.addresses) && maps.Equal(s.fdb, o.fdb) &&
+		maps.Equal(s.neighbours, o.neighbours) && maps.Equal(s.nexthops, o.nexthops) && maps.Equal(s.routes, o.routes)
+}
+
+// String lists the entries, a line each, by kind and within it by text: the
+// same text for equal states.
+func (s *State) String() string {
+	var b strings.Builder
+	for k := range kinds {
+		var lines []string
+		for e := range s.ofKind(k) {
+			lines = append(lines, e.String())
+		}
+		slices.Sort(lines)
+		for _, l := range lines {
+			b.WriteString(l)
+			b.WriteByte('\n')
+		}
+	}
+	return b.String()
+}
+
+// Apply does to s what the kernel does to its own state on an op, side effects
+// included: what hangs on a device or a nexthop goes with it, a device's own
+// neighbours go when its MAC changes.
+func (s *State) Apply(op Op) {
+	switch e := op.Entry.(type) {
+	case Device:
+		if op.Verb == Delete {
+			s.dropDevice(e.Name)
+			return
+		}
+		if old, ok := s.devices[e.Name]; ok && old.MAC != e.MAC {
+			maps.DeleteFunc(s.neighbours, func(k neighbourKey, _ Neighbour) bool { return k.dev == e.Name })
+		}
+	case Nexthop:
+		if op.Verb == Delete {
+			maps.DeleteFunc(s.routes, func(_ routeKey, r Route) bool { return r.Via == e })
+		}
+	}
+	if op.Verb == Delete {
+		s.Drop(op.Entry)
+	} else {
+		s.Put(op.Entry)
+	}
+}
+
+func (s *State) dropDevice(name string) {
+	delete(s.devices, name)
+	maps.DeleteFunc(s.addresses, func(a Address, _ struct{}) bool { return a.Dev == name })
+	maps.DeleteFunc(s.fdb, func(k fdbKey, _ FDB) bool { return k.dev == name })
+	maps.DeleteFunc(s.neighbours, func(k neighbourKey, _ Neighbour) bool { return k.dev == name })
+	maps.DeleteFunc(s.nexthops, func(n Nexthop, _ struct{}) bool { return n.Dev == name })
+	maps.DeleteFunc(s.routes, func(_ routeKey, r Route) bool { return r.Via.Dev == name })
+}
+
+// Forwards tells whether a packet that takes the route finds all it needs: the
+// device, the nexthop, the gateway's neighbour entry and the FDB entry of its MAC.
+func (s *State) Forwards(r Route) bool {
+	if _, ok := s.devices[r.Via.Dev]; !ok {
+		return false
+	}
+	if _, ok := s.nexthops[r.Via]; !ok {
+		return false
+	}
+	n, ok := s.neighbours[neighbourKey{r.Via.Dev, r.Via.Gateway}]
+	if !ok {
+		return false
+	}
+	_, ok = s.fdb[fdbKey{dev: r.Via.Dev, mac: n.MAC}]
+	return ok
+}

@@ -1,0 +1,147 @@
+package vxlan
+
+import (
+	"crypto/sha256"
+	"fmt"
+	"net/netip"
+	"strconv"
+	"strings"
+
+	"github.com/ripstop-net/ripstop/backend"
+	"github.com/ripstop-net/ripstop/subnet"
+)
+
+// overhead is what the tunnel adds to an inner packet, in bytes, by the outer
+// family: its header, UDP (8), VXLAN (8) and the inner Ethernet header (14);
+// RFC 7348 section 5.
+var overhead = subnet.PerFamily[int]{20 + 8 + 8 + 14, 40 + 8 + 8 + 14}
+
+// Bounds of a device's MTU in bytes: what IPv4 (RFC 791) and IPv6 (RFC 8200
+// section 5) need at least, and what an IP packet can have at most.
+var minMTU = subnet.PerFamily[int]{576, 1280}
+
+const maxMTU = 65535
+
+// maxName is the longest name of a device: IFNAMSIZ less the closing zero.
+const maxName = 15
+
+var (
+	namePrefix  = subnet.PerFamily[string]{"ripstop.", "ripstop-v6."}
+	shortPrefix = subnet.PerFamily[string]{"rs.", "rs-v6."}
+)
+
+// DeviceName names the device of a family's tunnel: "ripstop.1", "ripstop-v6.1",
+// with a shorter first part where the VNI is too long for 15 characters.
+func DeviceName(f subnet.Family, vni uint32) string {
+	number := strconv.FormatUint(uint64(vni), 10)
+	if name := namePrefix[f] + number; len(name) <= maxName {
+		return name
+	}
+	return shortPrefix[f] + number
+}
+
+// OwnsDevice tells whether a device's name is one that [DeviceName] gives, for
+// whatever VNI: such a VXLAN device is ours.
+func OwnsDevice(name string) bool {
+	for _, f := range subnet.Families {
+		for _, prefix := range []string{namePrefix[f], shortPrefix[f]} {
+			number, ok := strings.CutPrefix(name, prefix)
+			if vni, err := strconv.ParseUint(number, 10, 24); ok && err == nil && DeviceName(f, uint32(vni)) == name {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// DeviceMAC derives the MAC of a node's device from the node's name: the same
+// after a reboot and whatever becomes of the device. It is unicast and locally
+// administered.
+func DeviceMAC(node string, f subnet.Family, vni uint32) subnet.MAC {
+	sum := sha256.Sum256(fmt.Appendf(nil, "ripstop vtep\x00%s\x00%d\x00%d", node, f, vni))
+	mac := subnet.MAC(sum[:6])
+	mac[0] = mac[0]&^1 | 2
+	return mac
+}
+
+// MTUFor returns a device's MTU for an underlay of the given MTU, both in bytes.
+func (o Options) MTUFor(f subnet.Family, underlay int) (int, error) {
+	mtu := min(underlay, maxMTU) - overhead[f]
+	if o.MTU != 0 {
+		mtu = min(mtu, o.MTU)
+	}
+	if mtu < minMTU[f] {
+		return 0, fmt.Errorf("MTU %d is below %s's least of %d: the underlay has %d and the tunnel takes %d",
+			mtu, f, minMTU[f], underlay, overhead[f])
+	}
+	return mtu, nil
+}
+
+// Self is what the planner knows of the node itself.
+type Self struct {
+	Node    string
+	Options Options
+	// Underlay holds, per family in use, the outer source address and the MTU
+	// of the interface that has it.
+	Underlay subnet.PerFamily[Underlay]
+	Subnets  subnet.Subnets
+}
+
+// Underlay is where a family's tunnel leaves the host.
+type Underlay struct {
+	Addr netip.Addr
+	MTU  int
+}
+
+// Endpoints are what the node publishes of itself. The public address can be
+// another than the underlay's, behind a NAT.
+func Endpoints(node string, o Options, public subnet.PerFamily[netip.Addr]) subnet.PerFamily[subnet.Endpoint] {
+	var out subnet.PerFamily[subnet.Endpoint]
+	for _, f := range subnet.Families {
+		if public[f].IsValid() {
+			out[f] = subnet.Endpoint{PublicIP: public[f], VNI: o.VNI, MAC: DeviceMAC(node, f, o.VNI)}
+		}
+	}
+	return out
+}
+
+// Own returns the entries that the node owes for itself: a device and its
+// address for each family.
+func (s Self) Own() ([]backend.Entry, error) {
+	var out []backend.Entry
+	for _, f := range subnet.Families {
+		if !s.Subnets[f].IsValid() {
+			continue
+		}
+		mtu, err := s.Options.MTUFor(f, s.Underlay[f].MTU)
+		if err != nil {
+			return nil, err
+		}
+		name := DeviceName(f, s.Options.VNI)
+		out = append(out, backend.Device{
+			Name: name, VNI: s.Options.VNI, Port: s.Options.Port, Local: s.Underlay[f].Addr,
+			MAC: backend.MAC(DeviceMAC(s.Node, f, s.Options.VNI)), MTU: mtu,
+		}, backend.Address{Dev: name, Prefix: hostPrefix(s.Subnets[f])})
+	}
+	return out, nil
+}
+
+// MTU is what pods may send, in bytes: the least of the node's devices.
+func (s Self) MTU() (int, error) {
+	least := 0
+	for _, f := range subnet.Families {
+		if !s.Subnets[f].IsValid() {
+			continue
+		}
+		mtu, err := s.Options.MTUFor(f, s.Underlay[f].MTU)
+		if err != nil {
+			return 0, err
+		}
+		if least == 0 || mtu < least {
+			least = mtu
+		}
+	}
+	return least, nil
+}
+
+func hostPrefix(p netip.Prefix) netip.Prefix { return netip.PrefixFrom(p.Addr(), p.Addr().BitLen()) }
