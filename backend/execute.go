@@ -2,6 +2,7 @@ package backend
 
 import (
 	"context"
+	"errors"
 	"fmt"
 )
 
@@ -21,6 +22,9 @@ func Execute(ctx context.Context, k Kernel, have *State, ops []Op) []Failure {
 	}
 	return x.failures
 }
+
+// errLastAddress comes up where the address that should take its place failed.
+var errLastAddress = errors.New("neighbours go with a device's last address")
 
 type executor struct {
 	have     *State
@@ -96,6 +100,11 @@ func (x *executor) deviceBlocked(v Verb, d Device) error {
 func (x *executor) stillNeeded(e Entry) error {
 	var cause error
 	switch e := e.(type) {
+	case Address:
+		// The last IPv4 address would take the neighbours along (State.Apply).
+		if x.have.lastIPv4(e) && x.have.neighboursOf(e) {
+			cause = errLastAddress
+		}
 	case Nexthop:
 		cause = x.kept[e]
 	case Neighbour:

@@ -194,7 +194,8 @@ func (s *State) String() string {
 
 // Apply does to s what the kernel does to its own state on an op, side effects
 // included: what hangs on a device or a nexthop goes with it, a device's own
-// neighbours go when its MAC changes.
+// neighbours go when its MAC changes, those of IPv4 also with its last address
+// (fib_disable_ip calls arp_ifdown).
 func (s *State) Apply(op Op) {
 	switch e := op.Entry.(type) {
 	case Device:
@@ -204,6 +205,10 @@ func (s *State) Apply(op Op) {
 		}
 		if old, ok := s.devices[e.Name]; ok && old.MAC != e.MAC {
 			maps.DeleteFunc(s.neighbours, func(k neighbourKey, _ Neighbour) bool { return k.dev == e.Name })
+		}
+	case Address:
+		if op.Verb == Delete && s.lastIPv4(e) {
+			maps.DeleteFunc(s.neighbours, func(k neighbourKey, _ Neighbour) bool { return k.dev == e.Dev && k.ip.Is4() })
 		}
 	case Nexthop:
 		if op.Verb == Delete {
@@ -215,6 +220,31 @@ func (s *State) Apply(op Op) {
 	} else {
 		s.Put(op.Entry)
 	}
+}
+
+// lastIPv4 tells whether an address is there and the only one of IPv4 on its
+// device.
+func (s *State) lastIPv4(a Address) bool {
+	if _, ok := s.addresses[a]; !ok || !a.Prefix.Addr().Is4() {
+		return false
+	}
+	for o := range s.addresses {
+		if o != a && o.Dev == a.Dev && o.Prefix.Addr().Is4() {
+			return false
+		}
+	}
+	return true
+}
+
+// neighboursOf tells whether there are neighbours of the address's family on its
+// device.
+func (s *State) neighboursOf(a Address) bool {
+	for k := range s.neighbours {
+		if k.dev == a.Dev && k.ip.Is4() == a.Prefix.Addr().Is4() {
+			return true
+		}
+	}
+	return false
 }
 
 func (s *State) dropDevice(name string) {

@@ -1,0 +1,74 @@
+package kernel
+
+import (
+	"testing"
+	"time"
+
+	"github.com/ripstop-net/ripstop/backend"
+	"github.com/ripstop-net/ripstop/backend/kernel/kerneltest"
+)
+
+// benchPeers is the size of the overlay in the benchmarks. A peer has an FDB
+// entry, a neighbour, a nexthop and a route.
+const benchPeers = 10_000
+
+func BenchmarkApply(b *testing.B) {
+	for name, v6 := range map[string]bool{"IPv4": false, "IPv6": true} {
+		b.Run(name, func(b *testing.B) {
+			k := openAt(b, kerneltest.Namespace(b))
+			want := peers(benchPeers, v6)
+			ops := backend.Diff(&backend.State{}, want)
+			back := backend.Diff(want, &backend.State{})
+			var in, out time.Duration
+			b.ReportAllocs()
+			b.ResetTimer()
+			for range b.N {
+				in += execute(b, k, ops)
+				out += execute(b, k, back)
+			}
+			report(b, in, "µs/peer-added")
+			report(b, out, "µs/peer-removed")
+		})
+	}
+}
+
+func BenchmarkDump(b *testing.B) {
+	for name, v6 := range map[string]bool{"IPv4": false, "IPv6": true} {
+		b.Run(name, func(b *testing.B) {
+			k := openAt(b, kerneltest.Namespace(b))
+			reach(b, k, peers(benchPeers, v6))
+			b.ReportAllocs()
+			b.ResetTimer()
+			for range b.N {
+				if _, err := k.Dump(b.Context()); err != nil {
+					b.Fatal(err)
+				}
+			}
+			report(b, b.Elapsed(), "µs/peer")
+			b.StopTimer()
+			reach(b, k, &backend.State{})
+		})
+	}
+}
+
+// execute sends ops phase by phase without the bookkeeping of backend.Execute.
+func execute(b *testing.B, k *Kernel, ops []backend.Op) time.Duration {
+	start := time.Now()
+	for len(ops) > 0 {
+		n := 1
+		for n < len(ops) && ops[n].Entry.Kind() == ops[0].Entry.Kind() {
+			n++
+		}
+		for i, err := range k.Apply(b.Context(), ops[:n]) {
+			if err != nil {
+				b.Fatalf("%s: %v", ops[i], err)
+			}
+		}
+		ops = ops[n:]
+	}
+	return time.Since(start)
+}
+
+func report(b *testing.B, d time.Duration, unit string) {
+	b.ReportMetric(float64(d.Microseconds())/float64(b.N)/benchPeers, unit)
+}

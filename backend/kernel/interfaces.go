@@ -1,0 +1,124 @@
+package kernel
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/ripstop-net/ripstop/backend"
+)
+
+// Interfaces lists the host's interfaces but for our own devices, in the
+// kernel's order. Of their addresses it gives those of global scope, without
+// IPv6 addresses that another host has (IFA_F_DADFAILED) or that change for
+// privacy's sake (IFA_F_TEMPORARY). An interface has the default if a default
+// route of the main table leads by it, alone or among others, and none has a
+// lower metric.
+func (k *Kernel) Interfaces(ctx context.Context) ([]backend.Interface, error) {
+	links, err := k.links(ctx)
+	if err != nil {
+		return nil, err
+	}
+	release, err := k.take(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+	addresses, err := k.globalAddresses(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("dump addresses: %w", err)
+	}
+	v4, err := k.defaults(ctx, unix.AF_INET)
+	if err != nil {
+		return nil, fmt.Errorf("dump routes: %w", err)
+	}
+	v6, err := k.defaults(ctx, unix.AF_INET6)
+	if err != nil {
+		return nil, fmt.Errorf("dump routes: %w", err)
+	}
+	var out []backend.Interface
+	for _, l := range links {
+		if k.owns(l.name) {
+			continue
+		}
+		out = append(out, backend.Interface{
+			Name: l.name, MTU: l.mtu, Up: l.up, Addresses: addresses[l.index], DefaultV4: v4[l.index], DefaultV6: v6[l.index],
+		})
+	}
+	return out, nil
+}
+
+func (k *Kernel) globalAddresses(ctx context.Context) (map[int][]netip.Addr, error) {
+	all, err := collect(ctx, k, func(w *builder, seq uint32) {
+		w.begin(unix.RTM_GETADDR, unix.NLM_F_DUMP, seq, sizeAddressMessage)
+	}, func(m message) (addressMessage, bool) {
+		a, ok := parseAddress(m.body)
+		ok = ok && a.scope == unix.RT_SCOPE_UNIVERSE
+		if a.prefix.Addr().Is6() {
+			ok = ok && a.flags&(unix.IFA_F_TEMPORARY|unix.IFA_F_DADFAILED) == 0
+		}
+		return a, ok
+	})
+	by := map[int][]netip.Addr{}
+	for _, a := range all {
+		by[a.index] = append(by[a.index], a.prefix.Addr())
+	}
+	return by, err
+}
+
+// defaults tells by which devices the family's default route leaves. The kernel
+// filters by table only, so a full BGP table in it is read whole.
+func (k *Kernel) defaults(ctx context.Context, family uint8) (map[int]bool, error) {
+	routes, err := collect(ctx, k, func(w *builder, seq uint32) {
+		h := w.begin(unix.RTM_GETROUTE, unix.NLM_F_DUMP, seq, sizeRouteMessage)
+		h[0], h[4], h[7] = family, unix.RT_TABLE_MAIN, unix.RTN_UNICAST
+	}, func(m message) (routeMessage, bool) {
+		r, ok := parseRoute(m.body)
+		ok = ok && r.dst.Bits() == 0 && r.table == unix.RT_TABLE_MAIN && r.typ == unix.RTN_UNICAST &&
+			r.flags&(unix.RTM_F_CLONED|unix.RTNH_F_DEAD) == 0
+		r.multipath = append([]byte(nil), r.multipath...) // The buffer is used again.
+		return r, ok
+	})
+	lowest := []routeMessage(nil)
+	for _, r := range routes {
+		switch {
+		case len(lowest) == 0 || r.metric == lowest[0].metric:
+			lowest = append(lowest, r)
+		case r.metric < lowest[0].metric:
+			lowest = []routeMessage{r}
+		}
+	}
+	by := map[int]bool{}
+	for _, r := range lowest {
+		out := r.devices()
+		if len(out) == 0 && r.nexthop != 0 {
+			// With nexthop_compat_mode off a route does not repeat what its object says.
+			if n, err := k.nexthopByID(ctx, r.nexthop); err == nil {
+				out = append(out, n.index)
+			}
+		}
+		for _, index := range out {
+			by[index] = true
+		}
+	}
+	return by, err
+}
+
+// devices are the numbers of those by which a route leaves.
+func (r routeMessage) devices() (out []int) {
+	if r.out != 0 {
+		out = append(out, r.out)
+	}
+	// struct rtnexthop: length, flags, hops, device; attributes follow.
+	for b := r.multipath; len(b) >= sizeRouteNexthopItem; {
+		n := int(host.Uint16(b))
+		if n < sizeRouteNexthopItem || n > len(b) {
+			break
+		}
+		out = append(out, linkIndex(b))
+		b = b[min(align(n), len(b)):]
+	}
+	return out
+}

@@ -1,0 +1,305 @@
+package kernel
+
+import (
+	"net/netip"
+	"strconv"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/ripstop-net/ripstop/backend"
+)
+
+// The parsers read the body of a message, of a dump or an event alike. They
+// tell by ok whether the message was long enough to be one.
+
+// linkMessage is what we read of an RTM_NEWLINK.
+type linkMessage struct {
+	index  int
+	name   string
+	kind   string
+	up     bool
+	mac    backend.MAC
+	mtu    int
+	master int
+	vxlan  vxlanData
+}
+
+// vxlanData is what we read of IFLA_INFO_DATA of a VXLAN device.
+type vxlanData struct {
+	vni      uint32
+	port     uint16
+	local    netip.Addr
+	remote   netip.Addr // A group or the one peer of a point-to-point tunnel.
+	learning bool
+	lower    int
+	odd      string // The first flag that is on and that we never set.
+}
+
+// vxlanFlags are those that the kernel cannot change in place (vxlan_nl2flag)
+// and that alter what a device sends or takes.
+var vxlanFlags = map[uint16]string{
+	unix.IFLA_VXLAN_COLLECT_METADATA: "collects metadata",
+	unix.IFLA_VXLAN_VNIFILTER:        "filters VNIs",
+	unix.IFLA_VXLAN_GBP:              "has group based policy",
+	unix.IFLA_VXLAN_GPE:              "has the generic protocol extension",
+	unix.IFLA_VXLAN_REMCSUM_TX:       "offloads checksums to the remote",
+	unix.IFLA_VXLAN_REMCSUM_RX:       "offloads checksums to the remote",
+	unix.IFLA_VXLAN_PROXY:            "answers ARP and ND for others",
+	unix.IFLA_VXLAN_RSC:              "short-circuits routes",
+	unix.IFLA_VXLAN_L2MISS:           "reports unknown MACs",
+	unix.IFLA_VXLAN_L3MISS:           "reports unknown neighbours",
+}
+
+func parseLink(b []byte) (l linkMessage, ok bool) {
+	if len(b) < sizeLinkMessage {
+		return l, false
+	}
+	l.index = linkIndex(b)
+	l.up = host.Uint32(b[8:])&unix.IFF_UP != 0
+	for typ, v := range attributes(b[sizeLinkMessage:]) {
+		switch typ {
+		case unix.IFLA_IFNAME:
+			l.name = readText(v)
+		case unix.IFLA_ADDRESS:
+			copy(l.mac[:], v)
+		case unix.IFLA_MTU:
+			l.mtu = int(readU32(v))
+		case unix.IFLA_MASTER:
+			l.master = int(readU32(v))
+		case unix.IFLA_LINKINFO:
+			l.parseInfo(v)
+		}
+	}
+	return l, true
+}
+
+// linkIndex is the device of a link or address message.
+func linkIndex(b []byte) int { return int(readU32(b[min(4, len(b)):])) }
+
+func (l *linkMessage) parseInfo(b []byte) {
+	var data []byte
+	for typ, v := range attributes(b) {
+		switch typ {
+		case unix.IFLA_INFO_KIND:
+			l.kind = readText(v)
+		case unix.IFLA_INFO_DATA:
+			data = v
+		}
+	}
+	if l.kind != vxlanKind {
+		return
+	}
+	x := &l.vxlan
+	for typ, v := range attributes(data) {
+		switch typ {
+		case unix.IFLA_VXLAN_ID:
+			x.vni = readU32(v)
+		case unix.IFLA_VXLAN_PORT:
+			x.port = readU16BE(v)
+		case unix.IFLA_VXLAN_LOCAL, unix.IFLA_VXLAN_LOCAL6:
+			x.local = readAddr(v)
+		case unix.IFLA_VXLAN_GROUP, unix.IFLA_VXLAN_GROUP6:
+			x.remote = readAddr(v)
+		case unix.IFLA_VXLAN_LEARNING:
+			x.learning = readU8(v) != 0
+		case unix.IFLA_VXLAN_LINK:
+			x.lower = int(readU32(v))
+		case unix.IFLA_VXLAN_GBP, unix.IFLA_VXLAN_GPE, unix.IFLA_VXLAN_REMCSUM_TX, unix.IFLA_VXLAN_REMCSUM_RX,
+			unix.IFLA_VXLAN_COLLECT_METADATA, unix.IFLA_VXLAN_VNIFILTER, unix.IFLA_VXLAN_PROXY,
+			unix.IFLA_VXLAN_RSC, unix.IFLA_VXLAN_L2MISS, unix.IFLA_VXLAN_L3MISS:
+			// A flag is there if it is on, or says so (vxlan_fill_info does both).
+			if x.odd == "" && (len(v) == 0 || v[0] != 0) {
+				x.odd = vxlanFlags[typ]
+			}
+		}
+	}
+}
+
+// addressMessage is what we read of an RTM_NEWADDR.
+type addressMessage struct {
+	index  int
+	scope  uint8
+	flags  uint32
+	prefix netip.Prefix
+}
+
+func parseAddress(b []byte) (a addressMessage, ok bool) {
+	if len(b) < sizeAddressMessage {
+		return a, false
+	}
+	a.index, a.scope, a.flags = linkIndex(b), b[3], uint32(b[2])
+	var addr netip.Addr
+	for typ, v := range attributes(b[sizeAddressMessage:]) {
+		switch typ {
+		case unix.IFA_LOCAL:
+			addr = readAddr(v)
+		case unix.IFA_ADDRESS: // The peer's, where there is also a local one.
+			if !addr.IsValid() {
+				addr = readAddr(v)
+			}
+		case unix.IFA_FLAGS:
+			a.flags = readU32(v)
+		}
+	}
+	a.prefix = netip.PrefixFrom(addr, int(b[1]))
+	return a, a.prefix.IsValid()
+}
+
+// neighbourMessage is what we read of an RTM_NEWNEIGH, also of an FDB entry.
+type neighbourMessage struct {
+	family uint8
+	index  int
+	state  uint16
+	dst    netip.Addr
+	mac    backend.MAC
+	// port, vni, out and nexthop are an FDB entry's own, if it has them
+	// (vxlan_fdb_info).
+	port              uint16
+	vni, out, nexthop uint32
+}
+
+func parseNeighbour(b []byte) (n neighbourMessage, ok bool) {
+	if len(b) < sizeNeighMessage {
+		return n, false
+	}
+	n.family, n.index, n.state = b[0], linkIndex(b), host.Uint16(b[8:])
+	for typ, v := range attributes(b[sizeNeighMessage:]) {
+		switch typ {
+		case unix.NDA_DST:
+			n.dst = readAddr(v)
+		case unix.NDA_LLADDR:
+			copy(n.mac[:], v)
+		case unix.NDA_PORT:
+			n.port = readU16BE(v)
+		case unix.NDA_VNI:
+			n.vni = readU32(v)
+		case unix.NDA_IFINDEX:
+			n.out = readU32(v)
+		case attrNeighNexthopID:
+			n.nexthop = readU32(v)
+		}
+	}
+	return n, true
+}
+
+// fdb gives the entry on the device of that name.
+func (n neighbourMessage) fdb(dev string) backend.FDB {
+	e := backend.FDB{Dev: dev, MAC: n.mac, Remote: n.dst}
+	switch {
+	case n.nexthop != 0:
+		e.Odd = "nhid " + strconv.Itoa(int(n.nexthop))
+	case n.port != 0:
+		e.Odd = "port " + strconv.Itoa(int(n.port))
+	case n.vni != 0:
+		e.Odd = "vni " + strconv.Itoa(int(n.vni))
+	case n.out != 0:
+		e.Odd = "via " + strconv.Itoa(int(n.out))
+	case n.state&(unix.NUD_PERMANENT|unix.NUD_NOARP) == 0:
+		e.Odd = "dynamic" // It would age (vxlan_cleanup).
+	}
+	return e
+}
+
+// nexthopMessage is what we read of an RTM_NEWNEXTHOP.
+type nexthopMessage struct {
+	id       uint32
+	protocol uint8
+	index    int
+	gateway  netip.Addr
+	// plain tells whether it is of the form that we make.
+	plain bool
+}
+
+func parseNexthop(b []byte) (n nexthopMessage, ok bool) {
+	if len(b) < sizeNexthopMessage {
+		return n, false
+	}
+	n.protocol = b[2]
+	n.plain = host.Uint32(b[4:])&unix.RTNH_F_ONLINK != 0
+	for typ, v := range attributes(b[sizeNexthopMessage:]) {
+		switch typ {
+		case unix.NHA_ID:
+			n.id = readU32(v)
+		case unix.NHA_OIF:
+			n.index = int(readU32(v))
+		case unix.NHA_GATEWAY:
+			n.gateway = readAddr(v)
+		case unix.NHA_GROUP, unix.NHA_BLACKHOLE, unix.NHA_ENCAP, unix.NHA_ENCAP_TYPE, attrNexthopFDB:
+			n.plain = false
+		}
+	}
+	n.plain = n.plain && n.index != 0 && n.gateway.IsValid()
+	return n, n.id != 0
+}
+
+// routeMessage is what we read of an RTM_NEWROUTE.
+type routeMessage struct {
+	dst           netip.Prefix
+	tos           uint8
+	protocol      uint8
+	typ           uint8
+	flags         uint32
+	table, metric uint32
+	nexthop       uint32
+	gateway       netip.Addr
+	// out has the devices by which it leaves; more are in multipath.
+	out       int
+	multipath []byte
+}
+
+func parseRoute(b []byte) (r routeMessage, ok bool) {
+	if len(b) < sizeRouteMessage {
+		return r, false
+	}
+	r.tos, r.table, r.protocol, r.typ = b[3], uint32(b[4]), b[5], b[7]
+	r.flags = host.Uint32(b[8:])
+	var dst netip.Addr
+	switch b[0] {
+	case unix.AF_INET:
+		dst = netip.IPv4Unspecified()
+	case unix.AF_INET6:
+		dst = netip.IPv6Unspecified()
+	default:
+		return r, false
+	}
+	for typ, v := range attributes(b[sizeRouteMessage:]) {
+		switch typ {
+		case unix.RTA_DST:
+			dst = readAddr(v)
+		case unix.RTA_TABLE:
+			r.table = readU32(v)
+		case unix.RTA_PRIORITY:
+			r.metric = readU32(v)
+		case attrRouteNexthopID:
+			r.nexthop = readU32(v)
+		case unix.RTA_GATEWAY:
+			r.gateway = readAddr(v)
+		case unix.RTA_OIF:
+			r.out = int(readU32(v))
+		case unix.RTA_MULTIPATH:
+			r.multipath = v
+		}
+	}
+	r.dst = netip.PrefixFrom(dst, int(b[1]))
+	return r, r.dst.IsValid()
+}
+
+// route gives the entry; via is the zero Nexthop unless it leads through one of
+// ours.
+func (r routeMessage) route(via backend.Nexthop) backend.Route {
+	e := backend.Route{Dst: r.dst, Table: r.table, Metric: r.metric, TOS: r.tos}
+	if e.Table == unix.RT_TABLE_MAIN {
+		e.Table = 0
+	}
+	if r.dst.Addr().Is6() && e.Metric == defaultMetricV6 {
+		e.Metric = 0
+	}
+	if r.typ == unix.RTN_UNICAST {
+		e.Via = via
+	}
+	return e
+}
+
+// defaultMetricV6 is what the kernel makes of an IPv6 route's metric 0
+// (IP6_RT_PRIO_USER).
+const defaultMetricV6 = 1024
