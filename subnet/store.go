@@ -36,8 +36,10 @@ type Store interface {
 	Write(ctx context.Context, l Lease) (Lease, error)
 
 	// Hold keeps the lease alive until ctx ends, which returns nil, or until it
-	// is lost, which returns ErrLeaseLost. Keeping alive writes no record and
-	// so makes no event. For a reservation it only waits.
+	// is lost, which returns ErrLeaseLost: expired, deleted, or overwritten by
+	// another. Keeping alive writes no record and so makes no event; only a
+	// store's lease of another TTL than the store's own is replaced, which
+	// writes once. A reservation is watched only.
 	Hold(ctx context.Context, l Lease) error
 
 	// Watch calls to with a whole listing first and then with every change in

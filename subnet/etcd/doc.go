@@ -1,0 +1,11 @@
+// Package etcd keeps the network's config and leases in etcd v3, under the
+// keys and in the form that flannel uses. It is the only importer of the etcd
+// client.
+//
+// Keys, with <p> for the prefix:
+//
+//	<p>/config          the network's config
+//	<p>/subnets/<key>   one record per lease, on an etcd lease that its holder keeps alive
+//
+// Nothing else is ever written below <p>/subnets.
+package etcd

@@ -1,0 +1,62 @@
+package subnettest_test
+
+import (
+	"errors"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"github.com/ripstop-net/ripstop/subnet"
+	"github.com/ripstop-net/ripstop/subnet/subnettest"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func TestMemoryConformance(t *testing.T) {
+	subnettest.Conformance(t, func(*testing.T) subnettest.Harness {
+		m := subnettest.NewMemory()
+		return subnettest.Harness{Open: func(*testing.T) subnet.Store { return m }, Hand: m}
+	})
+}
+
+func TestMemoryAway(t *testing.T) {
+	m := subnettest.NewMemory()
+	m.SetConfig([]byte("{}"))
+	r := subnettest.Record(t, m)
+	if c := r.Next(); !c.Whole {
+		t.Fatalf("first change is %+v", c)
+	}
+	m.Away(true)
+	if _, err := m.List(t.Context()); err == nil {
+		t.Error("List of a store that is away gave no error")
+	}
+	m.Put("10.5.1.0-24", []byte(`{"PublicIP":"192.0.2.1"}`), true)
+	m.Delete("10.5.1.0-24")
+	r.Silent(50 * time.Millisecond)
+	m.Away(false)
+	if c := r.Next(); len(c.Leases) != 1 {
+		t.Errorf("first after the return is %+v", c)
+	}
+	if c := r.Next(); len(c.Gone) != 1 {
+		t.Errorf("second after the return is %+v", c)
+	}
+	m.Away(true)
+	m.Put("10.5.2.0-24", []byte(`{"PublicIP":"192.0.2.1"}`), true)
+	m.Compact()
+	m.Away(false)
+	if c := r.Next(); !c.Whole || len(c.Leases) != 1 {
+		t.Errorf("after a compaction came %+v", c)
+	}
+}
+
+func TestMemoryRefuses(t *testing.T) {
+	m := subnettest.NewMemory()
+	m.Refuse(true)
+	if _, err := m.List(t.Context()); !errors.Is(err, subnet.ErrRefused) {
+		t.Errorf("List: %v", err)
+	}
+	if err := m.Watch(t.Context(), func(subnet.Change) {}); !errors.Is(err, subnet.ErrRefused) {
+		t.Errorf("Watch: %v", err)
+	}
+}
