@@ -1,0 +1,104 @@
+// Package settings is what the commands share of flags and environment.
+package settings
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+
+	"github.com/spf13/pflag"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+
+	"github.com/ripstop-net/ripstop/subnet"
+	"github.com/ripstop-net/ripstop/subnet/etcd"
+)
+
+// Etcd are the flags by which a command reaches etcd.
+type Etcd struct {
+	opts         etcd.Options
+	passwordFile string
+}
+
+// Register adds the flags.
+func (e *Etcd) Register(flags *pflag.FlagSet) {
+	flags.StringSliceVar(&e.opts.Endpoints, "etcd-endpoints", []string{"http://127.0.0.1:2379"}, "etcd's client `URLs`, separated by commas")
+	flags.StringVar(&e.opts.Prefix, "etcd-prefix", etcd.DefaultPrefix, "`key` under which config and leases lie in etcd")
+	flags.StringVar(&e.opts.CAFile, "etcd-cafile", "", "`file` with the certificates by which etcd's own is verified (the system's if empty)")
+	flags.StringVar(&e.opts.CertFile, "etcd-certfile", "", "`file` with the client certificate to show to etcd")
+	flags.StringVar(&e.opts.KeyFile, "etcd-keyfile", "", "`file` with the client certificate's key")
+	flags.StringVar(&e.opts.Username, "etcd-username", "", "`user` to log in to etcd as")
+	flags.StringVar(&e.opts.Password, "etcd-password", "", "`password` of that user; it shows in ps, so better use the file or the environment")
+	flags.StringVar(&e.passwordFile, "etcd-password-file", "", "`file` that holds the password")
+}
+
+// Options returns what the flags say. The password's file is read here.
+func (e *Etcd) Options() (etcd.Options, error) {
+	o := e.opts
+	o.LeaseTTL = subnet.DefaultLeaseTTL
+	if !strings.HasPrefix(o.Prefix, "/") || strings.HasSuffix(o.Prefix, "/") {
+		return o, fmt.Errorf("--etcd-prefix: %q must begin with a slash and not end with one", o.Prefix)
+	}
+	if e.passwordFile != "" {
+		if o.Password != "" {
+			return o, errors.New("--etcd-password and --etcd-password-file: give one of them")
+		}
+		text, err := os.ReadFile(e.passwordFile)
+		if err != nil {
+			return o, fmt.Errorf("--etcd-password-file: %w", err)
+		}
+		o.Password = strings.TrimRight(string(text), "\r\n")
+	}
+	if (o.Username == "") != (o.Password == "") {
+		return o, errors.New("--etcd-username needs a password (--etcd-password-file), and a password needs --etcd-username")
+	}
+	return o, nil
+}
+
+// FromEnvironment sets every flag that the command line left alone from the
+// environment: --etcd-cafile from PREFIX_ETCD_CAFILE.
+func FromEnvironment(flags *pflag.FlagSet, prefix string) error {
+	var errs []error
+	flags.VisitAll(func(f *pflag.Flag) {
+		name := EnvironmentName(prefix, f.Name)
+		value, ok := os.LookupEnv(name)
+		if !ok || f.Changed || f.Name == "help" || f.Name == "version" {
+			return
+		}
+		if err := flags.Set(f.Name, value); err != nil {
+			if strings.Contains(f.Name, "password") {
+				err = errors.New("cannot be used") // The value stays out of sight.
+			}
+			errs = append(errs, fmt.Errorf("environment variable %s: %w", name, err))
+		}
+	})
+	return errors.Join(errs...)
+}
+
+// EnvironmentName is the variable that sets a flag.
+func EnvironmentName(prefix, flag string) string {
+	return prefix + "_" + strings.ToUpper(strings.ReplaceAll(flag, "-", "_"))
+}
+
+// Logger returns a logger to standard error: lines for people on a terminal,
+// JSON otherwise.
+func Logger(level string, terminal bool) (*zap.Logger, error) {
+	l, err := zap.ParseAtomicLevel(level)
+	if err != nil {
+		return nil, fmt.Errorf("--log-level: %q is none of debug, info, warn, error", level)
+	}
+	cfg := zap.NewProductionConfig()
+	cfg.Level = l
+	cfg.Sampling = nil // Nothing repeats: each failure is said once.
+	cfg.DisableCaller, cfg.DisableStacktrace = true, true
+	cfg.EncoderConfig.TimeKey = "time"
+	cfg.EncoderConfig.EncodeTime = zapcore.RFC3339NanoTimeEncoder
+	cfg.EncoderConfig.EncodeDuration = zapcore.StringDurationEncoder
+	if terminal {
+		cfg.Encoding = "console"
+		cfg.EncoderConfig.EncodeTime = zapcore.TimeEncoderOfLayout("15:04:05.000")
+		cfg.EncoderConfig.EncodeLevel = zapcore.CapitalLevelEncoder
+	}
+	return cfg.Build()
+}

@@ -1,0 +1,125 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
+
+	"github.com/ripstop-net/ripstop/subnet/subnettest/etcdserver"
+)
+
+func TestMain(m *testing.M) {
+	etcdserver.RunIfChild()
+	os.Exit(m.Run())
+}
+
+// tool runs ripstop against an etcd and returns all that it says.
+type tool struct {
+	t        *testing.T
+	endpoint string
+}
+
+func (r tool) run(in string, args ...string) (string, error) {
+	r.t.Helper()
+	var out bytes.Buffer
+	root := newRoot()
+	root.SetArgs(append(args, "--etcd-endpoints="+r.endpoint))
+	root.SetIn(strings.NewReader(in))
+	root.SetOut(&out)
+	root.SetErr(&out)
+	err := root.ExecuteContext(r.t.Context())
+	return out.String(), err
+}
+
+// says expects success and a text in the output; fails expects an error with it.
+func (r tool) says(want string, args ...string) {
+	r.t.Helper()
+	if out, err := r.run("", args...); err != nil || !strings.Contains(out, want) {
+		r.t.Errorf("%v: %v\n%swant %q", args, err, out, want)
+	}
+}
+
+func (r tool) fails(want string, args ...string) {
+	r.t.Helper()
+	if out, err := r.run("", args...); err == nil || !strings.Contains(out+err.Error(), want) {
+		r.t.Errorf("%v: %v\n%swant %q", args, err, out, want)
+	}
+}
+
+func start(t *testing.T) (tool, *clientv3.Client) {
+	t.Helper()
+	s, err := etcdserver.Start(t.Context(), etcdserver.Options{Dir: t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := clientv3.New(clientv3.Config{Endpoints: []string{s.URL()}, Logger: zap.NewNop()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = c.Close()
+		_ = s.Kill()
+	})
+	return tool{t, s.URL()}, c
+}
+
+func TestConfig(t *testing.T) {
+	r, c := start(t)
+	lease := func(key, node string) {
+		t.Helper()
+		_, err := c.Put(context.Background(), "/coreos.com/network/subnets/"+key, `{"PublicIP":"10.99.0.2","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"02:00:00:00:00:02"},"Node":"`+node+`"}`)
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	r.fails("there is no network config in etcd", "config", "get")
+	r.fails("there is no network config in etcd", "config", "check")
+	r.fails("Network is missing: IPv4 is enabled and needs one: nothing was written", "config", "set", `{}`)
+	r.fails(`no backend of Type "udp"`, "config", "set", `{"Network":"10.5.0.0/16","Backend":{"Type":"udp"}}`)
+	r.fails("VNI 0 is outside", "config", "set", `{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan","VNI":0}}`)
+	r.fails("there is no network config in etcd", "config", "get")
+
+	const first = `{"Network": "10.5.0.0/16"}`
+	r.says("written: 10.5.0.0/16 with 255 subnets of /24 from 10.5.1.0 to 10.5.255.0; backend vxlan", "config", "set", first)
+	r.says("unchanged", "config", "set", first)
+	if out, err := r.run("", "config", "get"); err != nil || out != first+"\n" {
+		t.Errorf("get: %q, %v", out, err)
+	}
+	lease("10.5.200.0-24", "node-b")
+	lease("10.5.3.0-24", "node-c")
+	lease("junk", "node-d")
+	r.says("2 leases, all within it", "config", "check")
+	r.says("unreadable junk: key is no subnet", "config", "check")
+
+	const narrow = `{"Network": "10.5.0.0/20"}`
+	r.fails("strands 10.5.200.0-24: 10.5.200.0/24 is outside the network 10.5.0.0/20 (held by node-b (10.99.0.2))", "config", "set", narrow)
+	r.fails("1 of 2 leases have no room in this config: nothing was written", "config", "set", narrow)
+	r.fails("strands 10.5.200.0-24", "config", "check", narrow)
+	r.says("10.5.0.0/16", "config", "get")
+	r.says("restart them one by one", "config", "set", "--force", narrow)
+	r.says("10.5.0.0/20", "config", "get")
+
+	file := filepath.Join(t.TempDir(), "net.json")
+	if err := os.WriteFile(file, []byte("{\n  \"Network\": \"10.5.0.0/16\",\n  \"SubnetLenght\": 26\n}\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	r.says(`warning: the key "SubnetLenght" means nothing`, "config", "set", file)
+	r.says("SubnetLenght", "config", "get")
+	if out, err := r.run(first, "config", "set", "-"); err != nil || !strings.Contains(out, "written") {
+		t.Errorf("from standard input: %s %v", out, err)
+	}
+	r.fails("no such file", "config", "set", "nowhere.json")
+}
+
+func TestEnvironmentReachesTheTool(t *testing.T) {
+	r, _ := start(t)
+	t.Setenv("RIPSTOP_ETCD_PREFIX", "/elsewhere")
+	r.says("written", "config", "set", `{"Network": "10.5.0.0/16"}`)
+	r.fails("there is no network config", "config", "get", "--etcd-prefix=/coreos.com/network")
+}

@@ -1,0 +1,30 @@
+package main
+
+import (
+	"github.com/spf13/cobra"
+
+	"github.com/ripstop-net/ripstop/cmd/internal/settings"
+)
+
+// envPrefix begins the environment variables: --etcd-cafile is
+// RIPSTOP_ETCD_CAFILE.
+const envPrefix = "RIPSTOP"
+
+func newRoot() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "ripstop",
+		Short: "Operate a Ripstop network",
+		Long: `ripstop operates a Ripstop network: it writes and checks the network's config in
+etcd, which every node's ripstopd reads.
+
+Each flag is also an environment variable: --etcd-cafile is ` + settings.EnvironmentName(envPrefix, "etcd-cafile") + `.`,
+		Version:       settings.Version(),
+		SilenceErrors: true,
+		SilenceUsage:  true,
+		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
+			return settings.FromEnvironment(cmd.Flags(), envPrefix)
+		},
+	}
+	root.AddCommand(newConfig())
+	return root
+}

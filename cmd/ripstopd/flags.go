@@ -1,0 +1,140 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"time"
+
+	"github.com/spf13/pflag"
+
+	"github.com/ripstop-net/ripstop/cmd/internal/settings"
+	"github.com/ripstop-net/ripstop/network"
+	"github.com/ripstop-net/ripstop/subnet"
+	"github.com/ripstop-net/ripstop/subnet/etcd"
+)
+
+// envPrefix begins the environment variables: --iface is RIPSTOPD_IFACE.
+const envPrefix = "RIPSTOPD"
+
+// config is what the command line and the environment say.
+type config struct {
+	etcd     etcd.Options
+	node     network.Options
+	logLevel string
+	version  bool
+}
+
+// minLeaseTTL is the least --lease-ttl: a node must outlast a reboot and a
+// short loss of etcd.
+const minLeaseTTL = time.Minute
+
+func newFlags() (*pflag.FlagSet, func() (config, error)) {
+	var (
+		c                    config
+		store                settings.Etcd
+		ttl                  time.Duration
+		publicIP, publicIPv6 string
+	)
+	flags := pflag.NewFlagSet("ripstopd", pflag.ContinueOnError)
+	flags.SortFlags = false
+	flags.Usage = func() { usage(flags) }
+	store.Register(flags)
+	flags.StringVar(&c.node.Underlay.Iface, "iface", "", "`name` or address of the interface that carries the tunnel (that of the default route if empty)")
+	flags.StringVar(&publicIP, "public-ip", "", "IPv4 `address` at which peers reach this node (the interface's if empty)")
+	flags.StringVar(&publicIPv6, "public-ipv6", "", "IPv6 `address` at which peers reach this node (the interface's if empty)")
+	flags.StringVar(&c.node.SubnetFile, "subnet-file", "/run/flannel/subnet.env", "`file` in which CNI plugins and Docker find the node's subnet")
+	flags.BoolVar(&c.node.IPMasq, "ip-masq", false, "say in the subnet file that traffic leaving the network is masqueraded (the rules themselves are not made yet)")
+	flags.StringVar(&c.node.Name, "node-name", "", "`name` that identifies this node to others (the host's name if empty)")
+	flags.DurationVar(&ttl, "lease-ttl", subnet.DefaultLeaseTTL, "`time` for which the subnet is kept for this node when it is gone")
+	flags.StringVar(&c.node.RunDir, "run-dir", "/run/ripstop", "`folder` for what ends with the boot")
+	flags.StringVar(&c.node.StateDir, "state-dir", "/var/lib/ripstop", "`folder` for what outlives a reboot")
+	flags.StringVar(&c.logLevel, "log-level", "info", "least `level` that is logged: debug, info, warn or error")
+	flags.BoolVar(&c.version, "version", false, "print the version and exit")
+
+	return flags, func() (config, error) {
+		var err error
+		if c.etcd, err = store.Options(); err != nil {
+			return config{}, err
+		}
+		if c.etcd.LeaseTTL = ttl; ttl < minLeaseTTL {
+			return config{}, fmt.Errorf("--lease-ttl: %s is less than %s", ttl, minLeaseTTL)
+		}
+		for _, p := range []struct {
+			flag, text string
+			family     subnet.Family
+		}{{"public-ip", publicIP, subnet.V4}, {"public-ipv6", publicIPv6, subnet.V6}} {
+			if p.text == "" {
+				continue
+			}
+			if c.node.Underlay.PublicIP[p.family], err = parsePublic(p.text, p.family); err != nil {
+				return config{}, fmt.Errorf("--%s: %w", p.flag, err)
+			}
+		}
+		if c.node.Name == "" {
+			if c.node.Name, err = os.Hostname(); err != nil {
+				return config{}, fmt.Errorf("--node-name is not given and the host's name cannot be read: %w", err)
+			}
+		}
+		if err := subnet.CheckNodeName(c.node.Name); err != nil {
+			return config{}, fmt.Errorf("--node-name: %w", err)
+		}
+		for flag, path := range map[string]string{"subnet-file": c.node.SubnetFile, "run-dir": c.node.RunDir, "state-dir": c.node.StateDir} {
+			if path == "" {
+				return config{}, fmt.Errorf("--%s must not be empty", flag)
+			}
+		}
+		return c, nil
+	}
+}
+
+func parsePublic(text string, f subnet.Family) (netip.Addr, error) {
+	a, err := netip.ParseAddr(text)
+	if err != nil || subnet.FamilyOf(a) != f || !a.IsGlobalUnicast() {
+		return netip.Addr{}, fmt.Errorf("%q is no unicast %s address", text, f)
+	}
+	return a, nil
+}
+
+// parse reads command line and environment; the command line wins.
+func parse(args []string) (config, error) {
+	flags, finish := newFlags()
+	if err := flags.Parse(args); err != nil {
+		return config{}, err
+	}
+	if flags.NArg() > 0 {
+		return config{}, fmt.Errorf("argument %q: there are flags only", flags.Arg(0))
+	}
+	if err := settings.FromEnvironment(flags, envPrefix); err != nil {
+		return config{}, err
+	}
+	if v, err := flags.GetBool("version"); err == nil && v {
+		return config{version: true}, nil
+	}
+	return finish()
+}
+
+func usage(flags *pflag.FlagSet) {
+	fmt.Printf(`ripstopd leases a pod subnet from etcd and carries this node's pod traffic to its
+peers, and theirs to it, in VXLAN.
+
+Usage:
+  ripstopd [flags]
+
+Examples:
+  # etcd on three machines, the interface of the default route
+  ripstopd --etcd-endpoints https://10.0.0.1:2379,https://10.0.0.2:2379,https://10.0.0.3:2379 \
+    --etcd-cafile /etc/ripstop/ca.crt --etcd-certfile /etc/ripstop/node.crt --etcd-keyfile /etc/ripstop/node.key
+
+  # over a given interface, published under the address that a NAT shows
+  ripstopd --etcd-endpoints http://10.0.0.1:2379 --iface eth1 --public-ip 203.0.113.7
+
+  # the network's config must be in etcd first
+  ripstop config set '{"Network": "10.5.0.0/16"}' --etcd-endpoints http://10.0.0.1:2379
+
+Flags (each also as an environment variable: --etcd-cafile is %s; the command line wins):
+%s`, settings.EnvironmentName(envPrefix, "etcd-cafile"), flags.FlagUsages())
+}
+
+func isHelp(err error) bool { return errors.Is(err, pflag.ErrHelp) }

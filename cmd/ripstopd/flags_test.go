@@ -1,0 +1,104 @@
+package main
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/spf13/pflag"
+
+	"github.com/ripstop-net/ripstop/cmd/internal/settings"
+	"github.com/ripstop-net/ripstop/subnet"
+)
+
+func TestDefaults(t *testing.T) {
+	c, err := parse(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	host, _ := os.Hostname()
+	if c.node.Name != host || c.node.SubnetFile != "/run/flannel/subnet.env" || c.node.RunDir != "/run/ripstop" || c.node.StateDir != "/var/lib/ripstop" {
+		t.Errorf("node: %+v", c.node)
+	}
+	if c.etcd.Prefix != "/coreos.com/network" || c.etcd.LeaseTTL != 24*time.Hour || c.etcd.Endpoints[0] != "http://127.0.0.1:2379" {
+		t.Errorf("etcd: %v, TTL %s", c.etcd, c.etcd.LeaseTTL)
+	}
+}
+
+// TestEveryFlagHasAnEnvironmentVariable sets each flag by its variable and sees
+// that the command line wins over it.
+func TestEveryFlagHasAnEnvironmentVariable(t *testing.T) {
+	values := map[string][2]string{
+		"etcd-endpoints": {"http://10.0.0.1:2379,http://10.0.0.2:2379", "[http://10.0.0.1:2379,http://10.0.0.2:2379]"},
+		"ip-masq":        {"true", "true"}, "lease-ttl": {"2h", "2h0m0s"}, "version": {"", ""},
+	}
+	flags, _ := newFlags()
+	flags.VisitAll(func(f *pflag.Flag) {
+		value := values[f.Name]
+		if value == [2]string{} {
+			value = [2]string{"from-" + f.Name, "from-" + f.Name}
+		}
+		if f.Name == "version" {
+			return
+		}
+		name := "RIPSTOPD_" + strings.ToUpper(strings.ReplaceAll(f.Name, "-", "_"))
+		t.Setenv(name, value[0])
+		fresh, _ := newFlags()
+		if err := fresh.Parse(nil); err != nil {
+			t.Fatal(err)
+		}
+		if err := settings.FromEnvironment(fresh, envPrefix); err != nil {
+			t.Fatal(err)
+		}
+		if got := fresh.Lookup(f.Name).Value.String(); got != value[1] {
+			t.Errorf("%s=%s gives --%s %s", name, value[0], f.Name, got)
+		}
+		if err := os.Unsetenv(name); err != nil {
+			t.Fatal(err)
+		}
+	})
+	t.Setenv("RIPSTOPD_IFACE", "eth7")
+	t.Setenv("RIPSTOPD_NODE_NAME", "env")
+	c, err := parse([]string{"--node-name", "line"})
+	if err != nil || c.node.Underlay.Iface != "eth7" || c.node.Name != "line" {
+		t.Errorf("got %+v, %v", c.node, err)
+	}
+}
+
+func TestParseRefusesWithWhatToDo(t *testing.T) {
+	secret := filepath.Join(t.TempDir(), "password")
+	if err := os.WriteFile(secret, []byte("hunter2\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for args, want := range map[string]string{
+		"--bogus":                          "unknown flag: --bogus",
+		"extra":                            `argument "extra": there are flags only`,
+		"--lease-ttl 5s":                   "--lease-ttl: 5s is less than 1m0s",
+		"--lease-ttl x":                    "lease-ttl",
+		"--public-ip fd99::1":              `--public-ip: "fd99::1" is no unicast IPv4 address`,
+		"--public-ip 224.0.0.1":            "--public-ip:",
+		"--public-ipv6 10.0.0.1":           "--public-ipv6:",
+		"--node-name a/b":                  "--node-name:",
+		"--run-dir=":                       "--run-dir must not be empty",
+		"--etcd-prefix net":                "--etcd-prefix:",
+		"--etcd-prefix /net/":              "--etcd-prefix:",
+		"--etcd-username root":             "--etcd-username needs a password",
+		"--etcd-password hunter2":          "a password needs --etcd-username",
+		"--etcd-password-file /nowhere/at": "--etcd-password-file:",
+		"--etcd-username root --etcd-password hunter2 --etcd-password-file " + secret: "give one of them",
+	} {
+		_, err := parse(strings.Fields(args))
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: got %v, want %q", args, err, want)
+		}
+		if err != nil && strings.Contains(err.Error(), "hunter2") {
+			t.Errorf("%s: the password is in the error: %v", args, err)
+		}
+	}
+	c, err := parse([]string{"--etcd-username", "root", "--etcd-password-file", secret, "--public-ip", "203.0.113.7"})
+	if err != nil || c.etcd.Password != "hunter2" || c.node.Underlay.PublicIP[subnet.V4].String() != "203.0.113.7" {
+		t.Errorf("got %v, %v", c.etcd, err)
+	}
+}

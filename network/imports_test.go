@@ -1,0 +1,86 @@
+package network_test
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"io"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+)
+
+const module = "github.com/ripstop-net/ripstop/"
+
+type listed struct {
+	ImportPath string
+	Imports    []string
+	Deps       []string
+}
+
+func listPackages(t *testing.T) map[string]listed {
+	t.Helper()
+	out, err := exec.CommandContext(t.Context(), "go", "list", "-json=ImportPath,Imports,Deps", module+"...").Output()
+	if err != nil {
+		t.Fatalf("go list: %v", err)
+	}
+	packages := map[string]listed{}
+	for d := json.NewDecoder(bytes.NewReader(out)); ; {
+		var p listed
+		if err := d.Decode(&p); errors.Is(err, io.EOF) {
+			return packages
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		packages[strings.TrimPrefix(p.ImportPath, module)] = p
+	}
+}
+
+// TestImportsRunOneWay holds the layout that Documentation/architecture.md
+// describes: tests apart, packages import only what is named here.
+func TestImportsRunOneWay(t *testing.T) {
+	packages := listPackages(t)
+	// Which of our packages each may import; what is not listed may import
+	// none. A folder's name stands for all below it.
+	ours := map[string][]string{
+		"subnet/etcd":               {"subnet"},
+		"subnet/subnettest":         {"subnet"},
+		"backend/vxlan":             {"subnet", "backend"},
+		"backend/kernel":            {"backend"},
+		"backend/kernel/kerneltest": {},
+		"backend/backendtest":       {"backend"},
+		"network":                   {"subnet", "backend", "backend/vxlan", "network/converge", "network/envfile", "network/underlay"},
+		"network/converge":          {"backend"},
+		"network/underlay":          {"subnet", "backend"},
+		"network/envfile":           {"subnet"},
+		"network/lab":               {"subnet", "subnet/etcd", "subnet/subnettest/etcdserver", "network/envfile", "backend/vxlan"},
+		"cmd/internal/settings":     {"subnet", "subnet/etcd"},
+		"cmd/ripstop":               {"cmd/internal/settings", "subnet", "subnet/etcd", "backend/vxlan"},
+		"cmd/ripstop-lab":           {"cmd/internal/settings", "network/lab", "subnet", "subnet/subnettest/etcdserver"},
+		"cmd/ripstopd":              {"cmd/internal/settings", "subnet", "subnet/etcd", "backend/kernel", "backend/vxlan", "network", "network/underlay"},
+	}
+	// Who alone may import a library.
+	theirs := map[string][]string{
+		"go.etcd.io/etcd/client/v3":      {"subnet/etcd"},
+		"go.etcd.io/etcd/server/":        {"subnet/subnettest/etcdserver"},
+		"github.com/vishvananda/netlink": {"network/lab"},
+	}
+	for name, p := range packages {
+		for _, i := range p.Imports {
+			if own, ok := strings.CutPrefix(i, module); ok && !slices.Contains(ours[name], own) {
+				t.Errorf("%s imports %s", name, own)
+			}
+			for library, by := range theirs {
+				if strings.HasPrefix(i, library) && !slices.Contains(by, name) {
+					t.Errorf("%s imports %s", name, i)
+				}
+			}
+		}
+	}
+	for _, command := range []string{"cmd/ripstopd", "cmd/ripstop"} {
+		if slices.ContainsFunc(packages[command].Deps, func(d string) bool { return strings.HasPrefix(d, "go.etcd.io/etcd/server/") }) {
+			t.Errorf("%s links an etcd server", command)
+		}
+	}
+}

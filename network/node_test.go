@@ -1,0 +1,417 @@
+package network
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+	"go.uber.org/zap/zaptest/observer"
+
+	"github.com/ripstop-net/ripstop/backend"
+	"github.com/ripstop-net/ripstop/backend/backendtest"
+	"github.com/ripstop-net/ripstop/backend/vxlan"
+	"github.com/ripstop-net/ripstop/subnet"
+	"github.com/ripstop-net/ripstop/subnet/subnettest"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+const testConfig = `{"Network": "10.5.0.0/16"}`
+
+// fakeHost has one interface with a default route.
+type fakeHost struct {
+	preflight error
+	host      []backend.Interface
+}
+
+func (h *fakeHost) Preflight(context.Context) error { return h.preflight }
+func (h *fakeHost) Interfaces(context.Context) ([]backend.Interface, error) {
+	return h.host, nil
+}
+
+// rig is a node with all its surroundings in memory.
+type rig struct {
+	t      *testing.T
+	store  *subnettest.Memory
+	kernel *backendtest.Fake
+	host   *fakeHost
+	opts   Options
+	logs   *observer.ObservedLogs
+	node   *Node
+	cancel context.CancelFunc
+	done   chan error
+}
+
+func newRig(t *testing.T) *rig {
+	dir := t.TempDir()
+	r := &rig{
+		t: t, store: subnettest.NewMemory(), kernel: backendtest.NewFake(),
+		host: &fakeHost{host: []backend.Interface{{Name: "eth0", MTU: 1500, Up: true, Addresses: []netip.Addr{netip.MustParseAddr("10.99.0.1")}, DefaultV4: true}}},
+		opts: Options{Name: "node1", SubnetFile: filepath.Join(dir, "subnet.env"), RunDir: filepath.Join(dir, "run"), StateDir: filepath.Join(dir, "state")},
+	}
+	r.store.SetConfig([]byte(testConfig))
+	return r
+}
+
+func (r *rig) start() {
+	core, logs := observer.New(zapcore.InfoLevel)
+	r.logs = logs
+	r.node = New(r.opts, r.store, r.kernel, r.host, zap.New(core))
+	ctx, cancel := context.WithCancel(context.Background())
+	r.cancel, r.done = cancel, make(chan error, 1)
+	go func() { r.done <- r.node.Run(ctx) }()
+	r.t.Cleanup(func() { r.stop() })
+}
+
+func (r *rig) stop() {
+	r.t.Helper()
+	r.cancel()
+	select {
+	case err := <-r.done:
+		if err != nil {
+			r.t.Errorf("run: %v", err)
+		}
+		r.done <- nil
+	case <-time.After(5 * time.Second):
+		r.t.Fatal("does not end")
+	}
+}
+
+func (r *rig) ready() {
+	r.t.Helper()
+	select {
+	case <-r.node.Ready():
+	case err := <-r.done:
+		r.done <- nil
+		r.t.Fatalf("ended: %v", err)
+	case <-time.After(5 * time.Second):
+		r.t.Fatalf("not ready: %v", r.logs.All())
+	}
+}
+
+// ends returns what Run gives up with.
+func (r *rig) ends() error {
+	r.t.Helper()
+	select {
+	case err := <-r.done:
+		r.done <- nil
+		return err
+	case <-time.After(5 * time.Second):
+		r.t.Fatalf("does not give up: %v", r.logs.All())
+		return nil
+	}
+}
+
+// eventually waits for a condition.
+func (r *rig) eventually(what string, is func() bool) {
+	r.t.Helper()
+	for end := time.Now().Add(5 * time.Second); !is(); time.Sleep(2 * time.Millisecond) {
+		if time.Now().After(end) {
+			r.t.Fatalf("not after 5 s: %s\n%v", what, r.logs.All())
+		}
+	}
+}
+
+func (r *rig) said(text string) bool {
+	for _, e := range r.logs.All() {
+		if strings.Contains(e.Message+fmt.Sprint(e.ContextMap()), text) {
+			return true
+		}
+	}
+	return false
+}
+
+// join writes the record of the n-th peer.
+func (r *rig) join(n int) subnet.Lease {
+	l := subnet.Lease{
+		Subnets: subnet.Subnets{netip.MustParsePrefix(fmt.Sprintf("10.5.%d.0/24", n))}, Node: fmt.Sprint("node", n), Backend: vxlan.Type,
+		Endpoints: subnet.PerFamily[subnet.Endpoint]{{PublicIP: netip.AddrFrom4([4]byte{10, 99, 0, byte(n)}), VNI: 1, MAC: subnet.MAC{2, 0, 0, 0, 0, byte(n)}}},
+	}
+	r.store.Put(l.Subnets.Key(), l.Record(), true)
+	return l
+}
+
+// reaches tells whether the kernel routes to a subnet with all that it needs.
+func (r *rig) reaches(l subnet.Lease) bool {
+	s := r.kernel.State()
+	via := backend.Nexthop{Dev: "ripstop.1", Gateway: l.Subnets[subnet.V4].Addr()}
+	route := backend.Route{Dst: l.Subnets[subnet.V4], Via: via}
+	return s.Has(route) && s.Forwards(route)
+}
+
+func (r *rig) own() (key string, l subnet.Lease) {
+	listing, err := r.store.List(context.Background())
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	for _, l := range listing.Leases {
+		if l.Node == r.opts.Name {
+			return l.Subnets.Key(), l
+		}
+	}
+	return "", subnet.Lease{}
+}
+
+func TestNodeComesUpAndFollows(t *testing.T) {
+	r := newRig(t)
+	second := r.join(2)
+	r.start()
+	r.ready()
+	key, own := r.own()
+	env, err := os.ReadFile(r.opts.SubnetFile)
+	if want := fmt.Sprintf("FLANNEL_NETWORK=10.5.0.0/16\nFLANNEL_SUBNET=%s/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=false\n", own.Subnets[0].Addr().Next()); err != nil || string(env) != want {
+		t.Errorf("%v, subnet file:\n%swant\n%s", err, env, want)
+	}
+	if own.Endpoints[0] != (subnet.Endpoint{PublicIP: netip.MustParseAddr("10.99.0.1"), VNI: 1, MAC: vxlan.DeviceMAC("node1", subnet.V4, 1)}) {
+		t.Errorf("record %s: %+v", key, own)
+	}
+	dev, ok := r.kernel.State().Device("ripstop.1")
+	if !ok || dev.MAC != backend.MAC(own.Endpoints[0].MAC) || dev.MTU != 1450 || !r.reaches(second) {
+		t.Errorf("kernel:\n%s", r.kernel.State())
+	}
+	third := r.join(3)
+	r.eventually("the third is reached", func() bool { return r.reaches(third) })
+	r.store.Delete(second.Subnets.Key())
+	r.eventually("the second is gone", func() bool { return !r.reaches(second) && r.kernel.State().Len() == 2+4 })
+}
+
+// TestStopLeavesAllAndRestartChangesNothing: invariants 6 and 7 as far as the
+// node's own deeds go.
+func TestStopLeavesAllAndRestartChangesNothing(t *testing.T) {
+	r := newRig(t)
+	r.join(2)
+	r.start()
+	r.ready()
+	key, own := r.own()
+	before := r.kernel.State()
+	start := time.Now()
+	r.stop()
+	if took := time.Since(start); took > time.Second {
+		t.Errorf("stopping took %s", took)
+	}
+	r.kernel.Ops()
+	for range 3 {
+		r.start()
+		r.ready()
+		r.stop()
+	}
+	if ops := r.kernel.Ops(); len(ops) != 0 || !r.kernel.State().Equal(before) {
+		t.Errorf("restarts made %v", ops)
+	}
+	if k, again := r.own(); k != key || again.Modified != own.Modified {
+		t.Errorf("the record was written again: %s at %d, %s at %d", key, own.Modified, k, again.Modified)
+	}
+}
+
+func TestInvariant3StoreAwayChangesNothing(t *testing.T) {
+	r := newRig(t)
+	second := r.join(2)
+	r.start()
+	r.ready()
+	before := r.kernel.State()
+	r.kernel.Ops()
+	r.store.Away(true)
+	r.kernel.Hand(func(s *backend.State) {
+		s.Drop(backend.Route{Dst: second.Subnets[0]})
+	})
+	r.eventually("drift is healed while the store is away", func() bool { return r.kernel.State().Equal(before) })
+	r.store.Away(false)
+	third := r.join(3)
+	r.eventually("the third is reached", func() bool { return r.reaches(third) && r.reaches(second) })
+	for _, op := range r.kernel.Ops() {
+		if op.Verb == backend.Delete {
+			t.Errorf("%s", op)
+		}
+	}
+}
+
+// TestInvariant5LostLeaseIsNeverRenumbered: a lost lease is claimed again with
+// the same subnet; one that another has taken is neither stolen nor replaced.
+func TestInvariant5LostLeaseIsNeverRenumbered(t *testing.T) {
+	r := newRig(t)
+	r.start()
+	r.ready()
+	key, own := r.own()
+	r.store.Delete(key)
+	r.eventually("the same subnet is claimed again", func() bool { k, l := r.own(); return k == key && l.SameContent(own) })
+
+	thief := own
+	thief.Node, thief.Endpoints[0].PublicIP, thief.Endpoints[0].MAC = "node9", netip.MustParseAddr("10.99.0.9"), subnet.MAC{2, 9}
+	r.store.Put(key, thief.Record(), true)
+	r.eventually("it says who has it", func() bool { return r.said("node9") })
+	time.Sleep(300 * time.Millisecond)
+	if k, _ := r.own(); k != "" {
+		t.Errorf("took %s instead", k)
+	}
+	if value, _ := r.store.Record(key); string(value) != string(thief.Record()) {
+		t.Errorf("stole it back: %s", value)
+	}
+	r.store.Delete(key)
+	r.eventually("it is claimed once it is free", func() bool { k, l := r.own(); return k == key && l.SameContent(own) })
+}
+
+func TestWaitsForWhatMayPass(t *testing.T) {
+	for name, tc := range map[string]struct {
+		set  func(*rig)
+		says string
+		mend func(*rig)
+	}{
+		"store away": {func(r *rig) { r.store.Away(true) }, "away", func(r *rig) { r.store.Away(false) }},
+		"no config":  {func(r *rig) { r.store.SetConfig(nil) }, "ripstop config set", func(r *rig) { r.store.SetConfig([]byte(testConfig)) }},
+		"no free subnet": {
+			func(r *rig) {
+				r.store.SetConfig([]byte(`{"Network":"10.5.0.0/22","SubnetMin":"10.5.2.0","SubnetMax":"10.5.3.0"}`))
+				r.join(2)
+				r.join(3)
+			},
+			"all 2 of length /24 from 10.5.2.0 to 10.5.3.0 in 10.5.0.0/22 are held: 10.5.2.0/24 by node2 (10.99.0.2)",
+			func(r *rig) { r.store.Expire("10.5.2.0-24") },
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t)
+			tc.set(r)
+			r.start()
+			r.eventually("it says what it waits for", func() bool { return r.said(tc.says) })
+			time.Sleep(700 * time.Millisecond)
+			if n := r.logs.FilterMessage("waiting").Len(); n != 1 {
+				t.Errorf("said %d times: %v", n, r.logs.All())
+			}
+			if r.kernel.State().Len() != 0 {
+				t.Errorf("touched the kernel:\n%s", r.kernel.State())
+			}
+			tc.mend(r)
+			r.ready()
+		})
+	}
+}
+
+func TestGivesUpAtOnceOnWhatDoesNotPass(t *testing.T) {
+	for name, tc := range map[string]struct {
+		set  func(*rig)
+		want string
+	}{
+		"no right":         {func(r *rig) { r.host.preflight = backend.ErrNotPermitted }, "check the host: not permitted"},
+		"malformed config": {func(r *rig) { r.store.SetConfig([]byte(`{"Network":"x"}`)) }, `malformed network config: Network: "x"`},
+		"unknown backend":  {func(r *rig) { r.store.SetConfig([]byte(`{"Network":"10.5.0.0/16","Backend":{"Type":"udp"}}`)) }, `no backend of Type "udp"`},
+		"refused":          {func(r *rig) { r.store.Refuse(true) }, "refuses"},
+		"tiny MTU":         {func(r *rig) { r.host.host[0].MTU = 600 }, "interface eth0: MTU 550 is below"},
+		"stranded": {
+			func(r *rig) {
+				l := r.join(2)
+				l.Node = "node1"
+				l.Subnets[0] = netip.MustParsePrefix("10.6.2.0/24")
+				r.store.Put(l.Subnets.Key(), l.Record(), true)
+			},
+			"does not fit the network config: 10.6.2.0/24 is outside the network 10.5.0.0/16: set the config back",
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t)
+			tc.set(r)
+			r.start()
+			if err := r.ends(); err == nil || !strings.Contains(err.Error(), tc.want) {
+				t.Errorf("got %v", err)
+			}
+			if r.kernel.State().Len() != 0 {
+				t.Errorf("touched the kernel:\n%s", r.kernel.State())
+			}
+		})
+	}
+}
+
+func TestBrokenConfigIsReplacedByTheOneUsedLast(t *testing.T) {
+	r := newRig(t)
+	r.start()
+	r.ready()
+	r.stop()
+	r.store.SetConfig([]byte(`{"Network":`))
+	r.start()
+	r.ready()
+	if !r.said("going on with the one used last") {
+		t.Errorf("said nothing: %v", r.logs.All())
+	}
+}
+
+func TestChangedConfigIsReportedAndNotApplied(t *testing.T) {
+	r := newRig(t)
+	second := r.join(2)
+	r.start()
+	r.ready()
+	r.kernel.Ops()
+	for _, step := range []struct{ config, says string }{
+		{`{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan","VNI":7}}`, "takes effect when this daemon is restarted"},
+		{`{"Network":"10.6.0.0/16"}`, "has no room for this node's lease"},
+		{`{"Network":`, "cannot be used"},
+		{"", "was deleted"},
+		{testConfig, "is the one in use"},
+	} {
+		var text []byte
+		if step.config != "" {
+			text = []byte(step.config)
+		}
+		r.store.SetConfig(text)
+		r.eventually(step.says, func() bool { return r.said(step.says) })
+	}
+	if ops := r.kernel.Ops(); len(ops) != 0 || !r.reaches(second) {
+		t.Errorf("ops %v", ops)
+	}
+}
+
+func TestBadRecordIsNamedOnceAndHarmsNobody(t *testing.T) {
+	r := newRig(t)
+	second := r.join(2)
+	r.start()
+	r.ready()
+	r.kernel.Ops()
+	r.store.Put("junk", []byte("junk"), true)
+	r.store.Put("10.5.3.0-24", []byte("{"), true)
+	r.store.Put(second.Subnets.Key(), []byte("{"), true)
+	third := r.join(4)
+	r.eventually("the fourth is reached", func() bool { return r.reaches(third) })
+	for _, key := range []string{"junk", "10.5.3.0-24", "10.5.2.0-24"} {
+		n := 0
+		for _, e := range r.logs.FilterMessage("record passed over").All() {
+			if e.ContextMap()["key"] == key {
+				n++
+			}
+		}
+		if n != 1 {
+			t.Errorf("%s named %d times", key, n)
+		}
+	}
+	if !r.reaches(second) {
+		t.Error("the peer whose record broke is gone")
+	}
+}
+
+func TestSecondDaemonInOneRunDirIsRefused(t *testing.T) {
+	r := newRig(t)
+	r.start()
+	r.ready()
+	twin := newRig(t)
+	twin.opts = r.opts
+	twin.start()
+	if err := twin.ends(); err == nil || !strings.Contains(err.Error(), fmt.Sprintf("another ripstopd (process %d)", os.Getpid())) {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestSavedConfigOfAnotherHandIsNotTrusted(t *testing.T) {
+	dir := t.TempDir()
+	if err := saveConfig(dir, []byte("{")); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := savedConfig(dir); !errors.Is(err, subnet.ErrMalformedConfig) {
+		t.Errorf("got %v", err)
+	}
+}
