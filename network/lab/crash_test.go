@@ -1,0 +1,203 @@
+package lab
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// doomedEnv makes the test binary bring a lab up and wait for its death. Its
+// value is the path of ripstopd.
+const doomedEnv = "RIPSTOP_LAB_DOOMED"
+
+// remains is what a lab could leave behind.
+type remains struct {
+	PIDs       []int
+	Namespaces []uint64
+}
+
+func remainsOf(l *Lab) (remains, error) {
+	r := remains{PIDs: []int{l.Etcd.PID()}}
+	for _, h := range l.Hosts {
+		r.PIDs = append(r.PIDs, h.DaemonPID())
+	}
+	for _, ns := range l.Namespaces() {
+		inode, err := ns.Inode()
+		if err != nil {
+			return r, err
+		}
+		r.Namespaces = append(r.Namespaces, inode)
+	}
+	return r, nil
+}
+
+// there lists what of it is still there.
+func (r remains) there() []string {
+	var out []string
+	for _, pid := range r.PIDs {
+		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+		if err == nil && !strings.Contains(string(text), ") Z ") {
+			out = append(out, fmt.Sprintf("process %s", text))
+		}
+	}
+	held := map[string]bool{}
+	for _, pattern := range []string{"/proc/[0-9]*/task/[0-9]*/ns/net", "/proc/[0-9]*/fd/*"} {
+		links, _ := filepath.Glob(pattern) // The pattern is well formed.
+		for _, link := range links {
+			if to, err := os.Readlink(link); err == nil {
+				held[to] = true
+			}
+		}
+	}
+	mounts, _ := os.ReadFile("/proc/self/mounts")
+	for _, inode := range r.Namespaces {
+		name := "net:[" + strconv.FormatUint(inode, 10) + "]"
+		if held[name] || strings.Contains(string(mounts), name) {
+			out = append(out, "namespace "+name)
+		}
+	}
+	return out
+}
+
+// runIfDoomed is the main of a lab that will be killed.
+func runIfDoomed() {
+	daemon, ok := os.LookupEnv(doomedEnv)
+	if !ok {
+		return
+	}
+	err := func() error {
+		l, err := Start(context.Background(), Options{Nodes: 2, Mode: IPv4, Dir: os.Args[1], Daemon: daemon})
+		if err != nil {
+			return err
+		}
+		r, err := remainsOf(l)
+		if err != nil {
+			return err
+		}
+		return json.NewEncoder(os.Stdout).Encode(r)
+	}()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	select {}
+}
+
+// A lab that is killed leaves no process and no namespace.
+func TestKilledLabLeavesNothing(t *testing.T) {
+	t.Parallel()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(self, t.TempDir())
+	cmd.Env = append(os.Environ(), doomedEnv+"="+daemonPath)
+	cmd.Stderr = os.Stderr
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	var left remains
+	err = json.NewDecoder(out).Decode(&left)
+	if there := left.there(); err == nil && len(there) != len(left.PIDs)+len(left.Namespaces) {
+		t.Errorf("of %v only these are seen while the lab lives: %q", left, there)
+	}
+	if err := errors.Join(err, cmd.Process.Kill()); err != nil {
+		t.Fatal(err)
+	}
+	_ = cmd.Wait() // It was killed.
+	began := time.Now()
+	eventually(t, 5*time.Second, "everything of the killed lab is gone", func() bool { return len(left.there()) == 0 })
+	t.Logf("all gone %s after the kill", time.Since(began).Round(time.Millisecond))
+}
+
+func TestCloseLeavesNothing(t *testing.T) {
+	t.Parallel()
+	l, err := Start(t.Context(), Options{Nodes: 1, Mode: IPv6, Daemon: daemonPath})
+	if err != nil {
+		t.Fatal(err)
+	}
+	left, err := remainsOf(l)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, 5*time.Second, "everything of the closed lab is gone", func() bool { return len(left.there()) == 0 })
+	if _, err := os.Stat(l.Dir); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the temporary folder %s is still there: %v", l.Dir, err)
+	}
+}
+
+// A daemon that fails ends the start at once, with its last words.
+func TestStartTellsWhatTheDaemonSaid(t *testing.T) {
+	t.Parallel()
+	stub := filepath.Join(t.TempDir(), "stub")
+	if err := os.WriteFile(stub, []byte("#!/bin/sh\necho the moon is in the wrong house >&2\nexit 3\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	_, err := Start(t.Context(), Options{Nodes: 1, Mode: IPv4, Daemon: stub, Dir: t.TempDir()})
+	if err == nil || !strings.Contains(err.Error(), "node1") || !strings.Contains(err.Error(), "exit status 3") || !strings.Contains(err.Error(), "wrong house") {
+		t.Errorf("error is %v", err)
+	}
+}
+
+// A start that is cancelled ends soon and leaves nothing.
+func TestStartHeedsContext(t *testing.T) {
+	t.Parallel()
+	stub := filepath.Join(t.TempDir(), "stub")
+	if err := os.WriteFile(stub, []byte("#!/bin/sh\nexec sleep 60\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	began := time.Now()
+	_, err := Start(ctx, Options{Nodes: 1, Mode: IPv4, Daemon: stub, Dir: t.TempDir()})
+	if !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("error is %v", err)
+	}
+	if took := time.Since(began); took > 5*time.Second {
+		t.Errorf("it took %s", took)
+	}
+}
+
+// A child is killed when the lab's process is, though the thread that started
+// it would have ended long before.
+func TestChildKeepsItsThread(t *testing.T) {
+	t.Parallel()
+	ns, err := NewNamespace("child")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ns.Close()
+	cmd := exec.Command("sleep", "60")
+	if err := ns.Start(cmd); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(100 * time.Millisecond)
+	if err := cmd.Process.Signal(unix.Signal(0)); err != nil {
+		t.Errorf("the child ended by itself: %v", err)
+	}
+	inside, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/net", cmd.Process.Pid))
+	if inode, err2 := ns.Inode(); err != nil || err2 != nil || inside != fmt.Sprintf("net:[%d]", inode) {
+		t.Errorf("the child is in %s, want inode %d: %v, %v", inside, inode, err, err2)
+	}
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = cmd.Wait() // It was killed.
+}
