@@ -176,10 +176,15 @@ func (m *Mirror) sound(l Lease) error {
 
 // refusal tells why the lease at s is no peer.
 func (m *Mirror) refusal(s Subnets) error {
-	l := m.leases[s]
-	if err := m.sound(l); err != nil {
+	if err := m.sound(m.leases[s]); err != nil {
 		return err
 	}
+	return m.rivalry(s)
+}
+
+// rivalry tells which older lease has something that the lease at s claims.
+func (m *Mirror) rivalry(s Subnets) error {
+	l := m.leases[s]
 	for _, c := range m.claimsOf(l) {
 		first := m.claims[c][0]
 		if first == s {
@@ -218,15 +223,20 @@ func (m *Mirror) deltas(touched map[Subnets]Lease) []Delta {
 	return out
 }
 
-// judge notes whether and why the lease at s is refused. The node's own is no
-// peer and no problem, nor is a reservation that waits for its node.
+// judge notes whether and why the lease at s is refused. The node's own is a
+// problem only where an older one has what it claims; a reservation that waits
+// for its node is none.
 func (m *Mirror) judge(s Subnets) {
 	delete(m.refused, s.Key())
 	l, ok := m.leases[s]
-	if !ok || m.self.Owns(l) || l.Reservation() && l.Backend == "" {
+	if !ok || l.Reservation() && l.Backend == "" {
 		return
 	}
-	if err := m.refusal(s); err != nil {
+	refusal := m.refusal
+	if m.self.Owns(l) {
+		refusal = m.rivalry
+	}
+	if err := refusal(s); err != nil {
 		m.refused[s.Key()] = err.Error()
 	}
 }

@@ -26,7 +26,8 @@ type Store interface {
 	List(ctx context.Context) (Listing, error)
 
 	// Write sets a lease's record if it is still at revision l.Modified; 0
-	// asks that there be none. Otherwise it returns ErrConflict and changes nothing.
+	// asks that there be none, and none either that holds a subnet of its in
+	// one family alone. Otherwise it returns ErrConflict and changes nothing.
 	//
 	// With l.Modified 0, or with an l.ID of the record's, the record hangs on
 	// a lease of the store and vanishes when nobody holds it for the store's
@@ -57,6 +58,19 @@ type Listing struct {
 	// Leases are the records that can be read, Bad those that cannot.
 	Leases []Lease
 	Bad    []BadRecord
+}
+
+// Holds tells whether any record holds a part of the given subnets, in any
+// family. A record whose value cannot be read still holds what its key says.
+func (l Listing) Holds(s Subnets) bool {
+	for _, f := range Families {
+		for p := range heldPrefixes(f, l) {
+			if p.IsValid() && s[f].IsValid() && p.Overlaps(s[f]) {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // Change is one step in the store's life.

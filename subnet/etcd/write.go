@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.etcd.io/etcd/client/v3/concurrency"
 
 	"github.com/ripstop-net/ripstop/subnet"
 )
@@ -34,9 +36,19 @@ func (s *Store) create(ctx context.Context, l subnet.Lease) (subnet.Lease, error
 		return l, err
 	}
 	key := s.recordKey(l.Subnets)
-	resp, err := s.commit(ctx,
-		clientv3.Compare(clientv3.CreateRevision(key), "=", 0),
-		clientv3.OpPut(key, string(l.Record()), clientv3.WithLease(id)))
+	free := []clientv3.Cmp{clientv3.Compare(clientv3.CreateRevision(key), "=", 0)}
+	if l.Subnets[subnet.V4].IsValid() {
+		// A record of both families begins with the IPv4 subnet too.
+		four, _, _ := strings.Cut(key, "&")
+		free = append(free, clientv3.Compare(clientv3.CreateRevision(four), "=", 0).WithPrefix())
+	}
+	put := clientv3.OpPut(key, string(l.Record()), clientv3.WithLease(id))
+	var resp *clientv3.TxnResponse
+	if l.Subnets[subnet.V4].IsValid() && l.Subnets[subnet.V6].IsValid() {
+		resp, err = s.createPair(ctx, l, free, put)
+	} else {
+		resp, err = s.commit(ctx, free, put)
+	}
 	if err == nil && !resp.Succeeded {
 		err = subnet.ErrConflict
 	}
@@ -48,6 +60,42 @@ func (s *Store) create(ctx context.Context, l subnet.Lease) (subnet.Lease, error
 	}
 	l.ID, l.Created, l.Modified = int64(id), resp.Header.Revision, resp.Header.Revision
 	return l, nil
+}
+
+// Limits on the lock that createPair takes: how long it outlives a claimant that
+// died with it, and how long one waits for its turn behind others.
+const (
+	claimLockTTL     = 10 * time.Second
+	claimLockTimeout = 30 * time.Second
+)
+
+// createPair makes a record of both families. Its key says which pair is taken,
+// and nothing that etcd could compare says of an IPv6 subnet alone that it is
+// free, so claimants of pairs take turns: under a lock one sees that no record
+// overlaps, and writes on condition that the lock is still its own.
+func (s *Store) createPair(ctx context.Context, l subnet.Lease, free []clientv3.Cmp, put clientv3.Op) (*clientv3.TxnResponse, error) {
+	ctx, cancel := context.WithTimeout(ctx, claimLockTimeout)
+	defer cancel()
+	session, err := concurrency.NewSession(s.client, concurrency.WithContext(ctx), concurrency.WithTTL(int(claimLockTTL.Seconds())))
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		session.Orphan()
+		s.revoke(ctx, session.Lease()) // The lock goes with it.
+	}()
+	lock := concurrency.NewMutex(session, s.opts.Prefix+"/ripstop/claim")
+	if err := lock.Lock(ctx); err != nil {
+		return nil, err
+	}
+	seen, err := s.List(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if seen.Holds(l.Subnets) {
+		return nil, subnet.ErrConflict
+	}
+	return s.commit(ctx, append(free, lock.IsOwner()), put)
 }
 
 func (s *Store) rewrite(ctx context.Context, l subnet.Lease) (subnet.Lease, error) {
@@ -100,10 +148,10 @@ func (s *Store) revoke(ctx context.Context, id clientv3.LeaseID) {
 	_, _ = s.client.Revoke(ctx, id)
 }
 
-func (s *Store) commit(ctx context.Context, when clientv3.Cmp, then clientv3.Op) (*clientv3.TxnResponse, error) {
+func (s *Store) commit(ctx context.Context, when []clientv3.Cmp, then clientv3.Op) (*clientv3.TxnResponse, error) {
 	ctx, cancel := s.limited(ctx)
 	defer cancel()
-	return s.client.Txn(ctx).If(when).Then(then).Commit()
+	return s.client.Txn(ctx).If(when...).Then(then).Commit()
 }
 
 // Config reads the network's config as written and the revision of its last
@@ -126,7 +174,7 @@ func (s *Store) Config(ctx context.Context) (value []byte, modified int64, err e
 // and changes nothing. It does not check the value.
 func (s *Store) SetConfig(ctx context.Context, value []byte, modified int64) error {
 	resp, err := s.commit(ctx,
-		clientv3.Compare(clientv3.ModRevision(s.configKey()), "=", modified),
+		[]clientv3.Cmp{clientv3.Compare(clientv3.ModRevision(s.configKey()), "=", modified)},
 		clientv3.OpPut(s.configKey(), string(value)))
 	if err == nil && !resp.Succeeded {
 		err = subnet.ErrConflict

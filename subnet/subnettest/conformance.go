@@ -64,6 +64,10 @@ func Conformance(t *testing.T, open func(t *testing.T) Harness) {
 		{"ClaimExactlyEnough", func(t *testing.T, h Harness) {
 			claimants(t, h, `"Network":"10.5.0.0/16","SubnetMin":"10.5.1.0","SubnetMax":"10.5.50.0"`, 0)
 		}},
+		{"ClaimPairs", func(t *testing.T, h Harness) {
+			claimants(t, h, `"EnableIPv6":true,"Network":"10.5.0.0/16","SubnetMin":"10.5.1.0","SubnetMax":"10.5.60.0",`+
+				`"IPv6Network":"fd00:10:5::/48","IPv6SubnetMin":"fd00:10:5:1::","IPv6SubnetMax":"fd00:10:5:32::"`, 0)
+		}},
 		{"ClaimOneTooFew", func(t *testing.T, h Harness) {
 			claimants(t, h, `"Network":"10.5.0.0/16","SubnetMin":"10.5.1.0","SubnetMax":"10.5.49.0"`, 1)
 		}},

@@ -143,7 +143,9 @@ func claimants(t *testing.T, h Harness, config string, fail int) {
 	for i, s := range stores {
 		like := testLease(i + 1)
 		id := subnet.Identity{Node: like.Node}
-		id.PublicIP[subnet.V4] = like.Endpoints[subnet.V4].PublicIP
+		for _, f := range subnet.Families {
+			id.PublicIP[f] = like.Endpoints[f].PublicIP
+		}
 		wg.Go(func() {
 			<-begin
 			got[i], errs[i] = subnet.Claim(ctx, s, cfg, subnet.Request{Self: id, Backend: "vxlan", Endpoints: like.Endpoints})
@@ -162,11 +164,13 @@ func claimants(t *testing.T, h Harness, config string, fail int) {
 		if errs[i] != nil {
 			t.Fatalf("claimant %d: %v", i, errs[i])
 		}
-		p := got[i].Subnets[subnet.V4]
-		if other, taken := holder[p]; taken {
-			t.Fatalf("%s and %s both hold %s", other, got[i].Node, p)
+		for _, f := range cfg.Families() {
+			p := got[i].Subnets[f]
+			if other, taken := holder[p]; taken {
+				t.Fatalf("%s and %s both hold %s", other, got[i].Node, p)
+			}
+			holder[p] = got[i].Node
 		}
-		holder[p] = got[i].Node
 	}
 	if failed != fail {
 		t.Fatalf("%d claimants found no subnet, want %d", failed, fail)

@@ -101,7 +101,7 @@ func (m *Memory) Write(ctx context.Context, l subnet.Lease) (subnet.Lease, error
 	old, there := m.records[key]
 	switch {
 	case err != nil:
-	case l.Modified == 0 && there,
+	case l.Modified == 0 && m.list().Holds(l.Subnets),
 		l.Modified != 0 && (!there || old.modified != l.Modified || old.lease != l.ID):
 		err = subnet.ErrConflict
 	}
