@@ -43,8 +43,8 @@ type Interface struct {
 	Name string
 	// MTU is in bytes.
 	MTU int
-	Up  bool
-	// Addresses are its global addresses in the kernel's order.
+	// Addresses are its global addresses that are not about to go, IPv4 first,
+	// the oldest of a family first.
 	Addresses []netip.Addr
 	// DefaultV4 and DefaultV6 tell whether the family's default route of the
 	// lowest metric leaves by it.

@@ -28,7 +28,7 @@ type follower struct {
 func newFollower(p prepared, loop *converge.Loop, own []backend.Entry, log *zap.Logger) *follower {
 	return &follower{
 		config: p.config, self: p.self, ident: p.request.Self, mirror: subnet.NewMirror(p.config, p.request.Self, p.self.Check),
-		loop: loop, log: log, own: own, said: map[string]string{}, text: string(p.text),
+		loop: loop, log: log, own: own, said: map[string]string{}, text: string(p.seen),
 	}
 }
 

@@ -57,7 +57,8 @@ func New(opts Options, store subnet.Store, kernel backend.Kernel, host Host, log
 	return &Node{opts: opts, store: store, kernel: kernel, host: host, log: log, ready: make(chan struct{})}
 }
 
-// Ready is closed once every peer is reachable and the subnet file is written.
+// Ready is closed once the device stands, the entries of all peers have been
+// tried, and the subnet file is written.
 func (n *Node) Ready() <-chan struct{} { return n.ready }
 
 // Run lives the node's life until ctx ends, which returns nil and leaves lease,
@@ -98,7 +99,8 @@ func (n *Node) run(ctx context.Context) error {
 
 // prepared is what a node knows before it claims its lease.
 type prepared struct {
-	text    []byte // The config as written.
+	text    []byte // The config in use, as written.
+	seen    []byte // The config in the store, which may be broken.
 	config  subnet.Config
 	self    vxlan.Self
 	request subnet.Request
@@ -106,14 +108,11 @@ type prepared struct {
 
 // prepare reads the config and chooses the underlay.
 func (n *Node) prepare(ctx context.Context) (prepared, error) {
-	text, cfg, err := n.config(ctx)
+	c, err := n.config(ctx)
 	if err != nil {
 		return prepared{}, err
 	}
-	opts, err := vxlan.ParseOptions(cfg.Backend)
-	if err != nil {
-		return prepared{}, err
-	}
+	cfg, opts := c.config, c.options
 	for _, what := range opts.Unheeded() {
 		n.log.Warn("config option has no effect", zap.String("option", what))
 	}
@@ -130,6 +129,9 @@ func (n *Node) prepare(ctx context.Context) (prepared, error) {
 		if _, err := opts.MTUFor(f, c.MTU); err != nil {
 			return prepared{}, fmt.Errorf("interface %s: %w", c.Interface, err)
 		}
+		if err := cfg.CheckPublic(f, c.Public); err != nil {
+			return prepared{}, fmt.Errorf("interface %s: %w: no peer could send to it; choose another with --iface or --public-ip, or another network", c.Interface, err)
+		}
 		n.log.Info("underlay chosen", zap.Stringer("family", f), zap.String("interface", c.Interface), zap.Stringer("local", c.Local),
 			zap.Stringer("public", c.Public), zap.Int("mtu", c.MTU), zap.String("reason", c.Reason))
 	}
@@ -137,7 +139,7 @@ func (n *Node) prepare(ctx context.Context) (prepared, error) {
 	if err != nil {
 		n.log.Warn("old subnet file passed over", zap.Error(err))
 	}
-	return prepared{text: text, config: cfg, self: self, request: subnet.Request{
+	return prepared{text: c.text, seen: c.seen, config: cfg, self: self, request: subnet.Request{
 		Self:      subnet.Identity{Node: n.opts.Name, PublicIP: public},
 		Backend:   vxlan.Type,
 		Endpoints: vxlan.Endpoints(n.opts.Name, opts, public),
@@ -145,9 +147,24 @@ func (n *Node) prepare(ctx context.Context) (prepared, error) {
 	}}, nil
 }
 
+// chosenConfig is a network config and what was read from it.
+type chosenConfig struct {
+	text, seen []byte
+	config     subnet.Config
+	options    vxlan.Options
+}
+
+func parseConfig(text []byte) (c chosenConfig, err error) {
+	c.text, c.seen = text, text
+	if c.config, err = subnet.ParseConfig(text); err == nil {
+		c.options, err = vxlan.ParseOptions(c.config.Backend)
+	}
+	return c, err
+}
+
 // config waits for the network config. One that is malformed is an error,
 // unless the config that this node last worked with is there to go on with.
-func (n *Node) config(ctx context.Context) (text []byte, cfg subnet.Config, err error) {
+func (n *Node) config(ctx context.Context) (c chosenConfig, err error) {
 	err = n.until(ctx, "network config", func() error {
 		seen, err := n.store.List(ctx)
 		if err != nil {
@@ -156,19 +173,19 @@ func (n *Node) config(ctx context.Context) (text []byte, cfg subnet.Config, err 
 		if seen.Config == nil {
 			return errors.New("there is no network config in the store: write one with 'ripstop config set'")
 		}
-		text = seen.Config
-		if cfg, err = subnet.ParseConfig(text); err == nil {
+		if c, err = parseConfig(seen.Config); err == nil {
 			return nil
 		}
-		saved, old, savedErr := savedConfig(n.opts.StateDir)
+		saved, savedErr := savedConfig(n.opts.StateDir)
 		if savedErr != nil {
 			return final(fmt.Errorf("%w: mend it with 'ripstop config set'", err))
 		}
 		n.log.Error("network config in the store cannot be used, going on with the one used last: mend it with 'ripstop config set'", zap.Error(err))
-		text, cfg = saved, old
+		saved.seen = seen.Config
+		c = saved
 		return nil
 	})
-	return text, cfg, err
+	return c, err
 }
 
 func (n *Node) underlay(ctx context.Context, families []subnet.Family) (choice subnet.PerFamily[underlay.Choice], err error) {

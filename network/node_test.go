@@ -55,7 +55,7 @@ func newRig(t *testing.T) *rig {
 	dir := t.TempDir()
 	r := &rig{
 		t: t, store: subnettest.NewMemory(), kernel: backendtest.NewFake(),
-		host: &fakeHost{host: []backend.Interface{{Name: "eth0", MTU: 1500, Up: true, Addresses: []netip.Addr{netip.MustParseAddr("10.99.0.1")}, DefaultV4: true}}},
+		host: &fakeHost{host: []backend.Interface{{Name: "eth0", MTU: 1500, Addresses: []netip.Addr{netip.MustParseAddr("10.99.0.1")}, DefaultV4: true}}},
 		opts: Options{Name: "node1", SubnetFile: filepath.Join(dir, "subnet.env"), RunDir: filepath.Join(dir, "run"), StateDir: filepath.Join(dir, "state")},
 	}
 	r.store.SetConfig([]byte(testConfig))
@@ -300,11 +300,12 @@ func TestGivesUpAtOnceOnWhatDoesNotPass(t *testing.T) {
 		set  func(*rig)
 		want string
 	}{
-		"no right":         {func(r *rig) { r.host.preflight = backend.ErrNotPermitted }, "check the host: not permitted"},
-		"malformed config": {func(r *rig) { r.store.SetConfig([]byte(`{"Network":"x"}`)) }, `malformed network config: Network: "x"`},
-		"unknown backend":  {func(r *rig) { r.store.SetConfig([]byte(`{"Network":"10.5.0.0/16","Backend":{"Type":"udp"}}`)) }, `no backend of Type "udp"`},
-		"refused":          {func(r *rig) { r.store.Refuse(true) }, "refuses"},
-		"tiny MTU":         {func(r *rig) { r.host.host[0].MTU = 600 }, "interface eth0: MTU 550 is below"},
+		"no right":                       {func(r *rig) { r.host.preflight = backend.ErrNotPermitted }, "check the host: not permitted"},
+		"malformed config":               {func(r *rig) { r.store.SetConfig([]byte(`{"Network":"x"}`)) }, `malformed network config: Network: "x"`},
+		"unknown backend":                {func(r *rig) { r.store.SetConfig([]byte(`{"Network":"10.5.0.0/16","Backend":{"Type":"udp"}}`)) }, `no backend of Type "udp"`},
+		"public address among the pods'": {func(r *rig) { r.opts.Underlay.PublicIP[subnet.V4] = netip.MustParseAddr("10.5.9.9") }, "10.5.9.9 is inside the network"},
+		"refused":                        {func(r *rig) { r.store.Refuse(true) }, "refuses"},
+		"tiny MTU":                       {func(r *rig) { r.host.host[0].MTU = 600 }, "interface eth0: MTU 550 is below"},
 		"stranded": {
 			func(r *rig) {
 				l := r.join(2)
@@ -334,11 +335,14 @@ func TestBrokenConfigIsReplacedByTheOneUsedLast(t *testing.T) {
 	r.start()
 	r.ready()
 	r.stop()
-	r.store.SetConfig([]byte(`{"Network":`))
-	r.start()
-	r.ready()
-	if !r.said("going on with the one used last") {
-		t.Errorf("said nothing: %v", r.logs.All())
+	for _, broken := range []string{`{"Network":`, `{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan","VNI":99999999}}`} {
+		r.store.SetConfig([]byte(broken))
+		r.start()
+		r.ready()
+		r.stop()
+		if n := r.logs.FilterMessageSnippet("mend it with").Len(); n != 1 || !r.said("going on with the one used last") {
+			t.Errorf("%s: said %d times: %v", broken, n, r.logs.All())
+		}
 	}
 }
 
@@ -411,7 +415,7 @@ func TestSavedConfigOfAnotherHandIsNotTrusted(t *testing.T) {
 	if err := saveConfig(dir, []byte("{")); err != nil {
 		t.Fatal(err)
 	}
-	if _, _, err := savedConfig(dir); !errors.Is(err, subnet.ErrMalformedConfig) {
+	if _, err := savedConfig(dir); !errors.Is(err, subnet.ErrMalformedConfig) {
 		t.Errorf("got %v", err)
 	}
 }

@@ -9,8 +9,6 @@ import (
 
 	"github.com/google/renameio/v2"
 	"golang.org/x/sys/unix"
-
-	"github.com/ripstop-net/ripstop/subnet"
 )
 
 // lockRunDir makes the run folder and holds it against a second daemon, which
@@ -29,7 +27,7 @@ func lockRunDir(dir string) (unlock func(), err error) {
 		holder, _ := os.ReadFile(path)
 		_ = f.Close()
 		if errors.Is(err, unix.EWOULDBLOCK) {
-			return nil, fmt.Errorf("another ripstopd (process %s) runs with %s: stop it, or give this one its own --run-dir, --state-dir and --subnet-file",
+			return nil, fmt.Errorf("another ripstopd (process %s) runs with %s: stop it; a second one needs a network namespace, --run-dir, --state-dir and --subnet-file of its own",
 				strings.TrimSpace(string(holder)), dir)
 		}
 		return nil, fmt.Errorf("lock %s: %w", path, err)
@@ -55,11 +53,10 @@ func saveConfig(dir string, text []byte) error {
 }
 
 // savedConfig reads what saveConfig kept.
-func savedConfig(dir string) ([]byte, subnet.Config, error) {
+func savedConfig(dir string) (chosenConfig, error) {
 	text, err := os.ReadFile(filepath.Join(dir, configFile))
 	if err != nil {
-		return nil, subnet.Config{}, err
+		return chosenConfig{}, err
 	}
-	cfg, err := subnet.ParseConfig(text)
-	return text, cfg, err
+	return parseConfig(text)
 }

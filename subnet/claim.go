@@ -18,10 +18,11 @@ type Request struct {
 	// are of the families that the config has.
 	Backend   string
 	Endpoints PerFamily[Endpoint]
-	// Previous is the lease's subnets as the node knew them last, if it does:
-	// asked for first where nobody has them.
+	// Previous is the lease's subnets as the node knew them last, if it does.
+	// Pods may run on them, so where they fit the config no others are taken.
 	Previous Subnets
-	// OnlyPrevious refuses any other: pods run on them.
+	// OnlyPrevious refuses any others also where the node has a record: it is
+	// for a node that serves its Previous at this moment.
 	OnlyPrevious bool
 }
 
@@ -33,8 +34,9 @@ type TakenError struct {
 
 // Error names the subnets, who has them and what to do.
 func (e *TakenError) Error() string {
-	return fmt.Sprintf("this node's subnets %s are held by %s: pods here cannot be reached until that lease is gone, "+
-		"or until this node is drained and restarted with its subnet file removed", e.Subnets, e.By)
+	return fmt.Sprintf("this node's subnets %s are held by %s: pods that use them here cannot be reached; delete that record (subnets/%s in etcd) "+
+		"if it is stale, give this node its old --node-name if that changed, or drain it and restart it without its subnet file",
+		e.Subnets, e.By, e.Subnets.Key())
 }
 
 // StrandedError says that the config no longer has room for a lease that the
@@ -47,7 +49,7 @@ type StrandedError struct {
 // Error names the lease and the two ways out.
 func (e *StrandedError) Error() string {
 	return fmt.Sprintf("this node's lease %s does not fit the network config: %v: "+
-		"set the config back, or, once no pod on this node uses the subnet, delete the record %s",
+		"set the config back, or, once no pod on this node uses the subnet, delete the record subnets/%s in etcd",
 		e.Lease.Subnets, e.Why, e.Lease.Subnets.Key())
 }
 
@@ -90,7 +92,7 @@ func Claim(ctx context.Context, store Store, cfg Config, req Request) (Lease, er
 // choose decides on the lease to claim, and whether its record must be written
 // or is right as it stands.
 func choose(cfg Config, req Request, seen Listing) (want Lease, write bool, err error) {
-	if own, ok := ownLease(req.Self, seen.Leases); ok {
+	if own, ok := ownLease(req.Self, seen.Leases); ok && (!req.OnlyPrevious || own.Subnets == req.Previous) {
 		if err := cfg.CheckOwn(own.Subnets); err != nil {
 			return Lease{}, false, &StrandedError{Lease: own, Why: err}
 		}
@@ -98,13 +100,13 @@ func choose(cfg Config, req Request, seen Listing) (want Lease, write bool, err 
 		want.ID, want.Created, want.Modified = own.ID, own.Created, own.Modified
 		return want, !want.SameContent(own), nil
 	}
-	if req.OnlyPrevious {
-		return choosePrevious(cfg, req, seen)
-	}
 	var chosen Subnets
 	for _, f := range cfg.Families() {
 		o := occupy(cfg.Ranges[f], heldPrefixes(f, seen))
-		if p := req.Previous[f]; p.IsValid() && cfg.Ranges[f].Check(p) == nil && !o.taken(p) {
+		if p := req.Previous[f]; req.OnlyPrevious || p.IsValid() && cfg.Ranges[f].Check(p) == nil {
+			if o.taken(p) {
+				return Lease{}, false, &TakenError{Subnets: req.Previous, By: seen.holderOf(f, p)}
+			}
 			chosen[f] = p
 			continue
 		}
@@ -117,20 +119,14 @@ func choose(cfg Config, req Request, seen Listing) (want Lease, write bool, err 
 	return req.lease(chosen), true, nil
 }
 
-func choosePrevious(cfg Config, req Request, seen Listing) (Lease, bool, error) {
-	for _, f := range cfg.Families() {
-		if !occupy(cfg.Ranges[f], heldPrefixes(f, seen)).taken(req.Previous[f]) {
-			continue
+// holderOf names who holds any part of p.
+func (l Listing) holderOf(f Family, p netip.Prefix) string {
+	for _, lease := range l.Leases {
+		if s := lease.Subnets[f]; s.IsValid() && s.Overlaps(p) {
+			return lease.Holder()
 		}
-		by := "a record that cannot be read"
-		for _, l := range seen.Leases {
-			if l.Subnets[f].Overlaps(req.Previous[f]) {
-				by = l.Holder()
-			}
-		}
-		return Lease{}, false, &TakenError{Subnets: req.Previous, By: by}
 	}
-	return req.lease(req.Previous), true, nil
+	return "a record that cannot be read"
 }
 
 func (r Request) lease(s Subnets) Lease {
@@ -209,11 +205,11 @@ func holders(f Family, leases []Lease) []Lease {
 }
 
 // Stranded lists the leases that a config has no room for, in the order of
-// their keys: what setting it would cut off.
+// their keys: what setting it would cut off, for their nodes refuse to start.
 func (c Config) Stranded(leases []Lease) []BadRecord {
 	var out []BadRecord
 	for _, l := range leases {
-		if err := c.CheckSubnets(l.Subnets); err != nil {
+		if err := c.CheckOwn(l.Subnets); err != nil {
 			out = append(out, BadRecord{Key: l.Subnets.Key(), Reason: fmt.Sprintf("%v (held by %s)", err, l.Holder())})
 		}
 	}

@@ -69,13 +69,17 @@ func TestChoose(t *testing.T) {
 			previous(request("a"), "10.6.1.0/24"), Listing{}, "10.5.3.0/24", true, 0, 0,
 		},
 		"the only one left, a bad record counted as held": {
-			four, previous(request("a"), "10.5.1.0/24"),
+			four, request("a"),
 			Listing{Leases: []Lease{held("10.5.0.0/24", "b", "10.99.0.2", 1, 1), held("10.5.1.0/24", "c", "10.99.0.3", 2, 2)}, Bad: []BadRecord{{Key: "10.5.2.0-24"}, {Key: "junk"}}},
 			"10.5.3.0/24", true, 0, 0,
 		},
 		"a wider record holds all it covers": {
 			four, request("a"), Listing{Leases: []Lease{held("10.5.0.0/23", "b", "10.99.0.2", 1, 1), held("10.5.3.128/25", "c", "10.99.0.3", 2, 2)}},
 			"10.5.2.0/24", true, 0, 0,
+		},
+		"the previous one, not a reservation, while it is served": {
+			four, only(previous(request("a"), "10.5.1.0/24")), Listing{Leases: []Lease{held("10.5.2.0/24", "", "10.99.0.1", 0, 1)}},
+			"10.5.1.0/24", true, 0, 0,
 		},
 		"only the previous": {four, only(previous(request("a"), "10.5.1.0/24")), Listing{}, "10.5.1.0/24", true, 0, 0},
 	} {
@@ -129,12 +133,17 @@ func TestChooseRefuses(t *testing.T) {
 		}
 	})
 	t.Run("taken", func(t *testing.T) {
-		req := request("a")
-		req.Previous[V4], req.OnlyPrevious = netip.MustParsePrefix("10.5.1.0/24"), true
-		_, _, err := choose(mustConfig(t, four), req, all)
-		var taken *TakenError
-		if !errors.As(err, &taken) || taken.By != "node-c (10.99.0.3)" {
-			t.Errorf("got %v", err)
+		// A node is never renumbered while its old subnet may be in use.
+		for _, only := range []bool{true, false} {
+			req := request("a")
+			req.Previous[V4], req.OnlyPrevious = netip.MustParsePrefix("10.5.1.0/24"), only
+			for by, seen := range map[string]Listing{"node-c (10.99.0.3)": {Leases: all.Leases[3:]}, "a record that cannot be read": {Bad: []BadRecord{{Key: "10.5.1.0-24"}}}} {
+				_, _, err := choose(mustConfig(t, four), req, seen)
+				var taken *TakenError
+				if !errors.As(err, &taken) || taken.By != by {
+					t.Errorf("only=%t: got %v", only, err)
+				}
+			}
 		}
 	})
 }
@@ -143,6 +152,10 @@ func TestStrandedNamesLeases(t *testing.T) {
 	got := mustConfig(t, `{"Network":"10.5.0.0/16"}`).Stranded([]Lease{
 		held("10.6.1.0/24", "node-b", "10.99.0.2", 1, 1), held("10.5.1.0/24", "node-c", "10.99.0.3", 1, 1), held("10.5.2.0/25", "", "10.99.0.4", 1, 1),
 	})
+	dual := mustConfig(t, modes["dual"]).Stranded([]Lease{held("10.5.1.0/24", "node-c", "10.99.0.3", 1, 1)})
+	if len(dual) != 1 || !strings.Contains(dual[0].Reason, "no IPv6 subnet") {
+		t.Errorf("a second family: %v", dual)
+	}
 	if len(got) != 2 || got[0].Key != "10.5.2.0-25" || got[1].Key != "10.6.1.0-24" || !strings.Contains(got[1].Reason, "node-b") {
 		t.Errorf("got %v", got)
 	}

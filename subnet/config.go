@@ -143,7 +143,7 @@ func parseRange(f Family, keys rangeKeys, network string, length int, lowest, hi
 	if p.Bits() > longestNetwork[f] {
 		return Range{}, fmt.Errorf("%s: %s is too small: at most /%d", keys.network, p, longestNetwork[f])
 	}
-	if p.Bits() == 0 || !unicast(r.Network.Addr()) {
+	if p.Bits() == 0 || !Unicast(r.Network.Addr()) {
 		return Range{}, fmt.Errorf("%s: %s is not a range of unicast addresses", keys.network, p)
 	}
 	if r.SubnetLen == 0 {
@@ -183,13 +183,17 @@ func (r Range) parseBound(key, text string, otherwise netip.Addr) (netip.Addr, e
 // UnknownConfigKeys names the keys of a config that mean nothing, sorted: most
 // often a spelling mistake, which reading alone would pass over in silence.
 func UnknownConfigKeys(data []byte) []string {
+	return UnknownKeys(data,
+		"EnableIPv4", "EnableIPv6", "EnableNFTables", "Network", "IPv6Network", "SubnetLen", "SubnetMin",
+		"SubnetMax", "IPv6SubnetLen", "IPv6SubnetMin", "IPv6SubnetMax", "Backend")
+}
+
+// UnknownKeys names the keys of a JSON object that are none of those known,
+// whatever their case, sorted.
+func UnknownKeys(data []byte, known ...string) []string {
 	var raw map[string]json.RawMessage
 	if json.Unmarshal(data, &raw) != nil {
 		return nil
-	}
-	known := []string{
-		"EnableIPv4", "EnableIPv6", "EnableNFTables", "Network", "IPv6Network", "SubnetLen", "SubnetMin",
-		"SubnetMax", "IPv6SubnetLen", "IPv6SubnetMin", "IPv6SubnetMax", "Backend",
 	}
 	var unknown []string
 	for key := range raw {
@@ -285,10 +289,10 @@ func decodeOne(data []byte, into any) error {
 	return nil
 }
 
-// unicast tells whether a can be one host's or one network's address: not
+// Unicast tells whether a can be one host's or one network's address: not
 // zero, not multicast, not loopback, not IPv4's class E, not link-local. A
 // peer with a link-local address cannot be named without an interface.
-func unicast(a netip.Addr) bool {
+func Unicast(a netip.Addr) bool {
 	if !a.IsValid() || a.Zone() != "" || a.Is4In6() || a.IsUnspecified() || a.IsMulticast() || a.IsLoopback() || a.IsLinkLocalUnicast() {
 		return false
 	}

@@ -151,8 +151,8 @@ func ParseRecord(key string, value []byte) (Lease, error) {
 			continue
 		}
 		e := &l.Endpoints[f]
-		if e.PublicIP, err = netip.ParseAddr(texts[f]); err != nil || FamilyOf(e.PublicIP) != f {
-			return Lease{}, fmt.Errorf("%s: %q is no %s address", keys[f], texts[f], f)
+		if e.PublicIP, err = netip.ParseAddr(texts[f]); err != nil || FamilyOf(e.PublicIP) != f || e.PublicIP.Zone() != "" || e.PublicIP.Is4In6() {
+			return Lease{}, fmt.Errorf("%s: %q is no plain %s address", keys[f], texts[f], f)
 		}
 		if e.VNI, e.MAC, err = parseVTEP(l.Backend, data[f]); err != nil {
 			return Lease{}, fmt.Errorf("%s: %w", PerFamily[string]{"BackendData", "BackendV6Data"}[f], err)

@@ -133,6 +133,8 @@ func TestParseRecordRefuses(t *testing.T) {
 		{"10.5.87.0-24", `{"PublicIP":7}`, "not valid JSON"},
 		{"10.5.87.0-24", `{"PublicIP":"fd99::1"}`, "PublicIP:"},
 		{"10.5.87.0-24", `{"PublicIP":"10.99.0.1","PublicIPv6":"10.99.0.1"}`, "PublicIPv6:"},
+		{"10.5.87.0-24", `{"PublicIP":"10.99.0.1","PublicIPv6":"fd99::1%eth0"}`, "PublicIPv6:"},
+		{"10.5.87.0-24", `{"PublicIP":"10.99.0.1","PublicIPv6":"::ffff:10.0.0.1"}`, "PublicIPv6:"},
 		{"10.5.87.0-24", `{"PublicIP":"10.99.0.1","BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"d6:95:53"}}`, "VtepMAC"},
 		{"10.5.87.0-24", `{"PublicIP":"10.99.0.1","BackendType":"vxlan","BackendData":{"VNI":1}}`, "VtepMAC is missing"},
 		{"10.5.87.0-24", `{"PublicIP":"10.99.0.1","BackendType":"vxlan","BackendData":{"VNI":-1,"VtepMAC":"d6:95:53:df:61:d5"}}`, "BackendData"},

@@ -59,6 +59,20 @@ func (c Config) CheckSubnets(s Subnets) error {
 	return nil
 }
 
+// CheckPublic tells why nobody can send to a public address, nil if one can.
+func (c Config) CheckPublic(f Family, a netip.Addr) error {
+	switch {
+	case !a.IsValid():
+		return fmt.Errorf("%s public address is missing", f)
+	case !Unicast(a):
+		return fmt.Errorf("public address %s is not a host's", a)
+	case c.Ranges[f].Network.Contains(a):
+		// Packets to it would enter the tunnel that they are to carry.
+		return fmt.Errorf("public address %s is inside the network %s", a, c.Ranges[f].Network)
+	}
+	return nil
+}
+
 // CheckPeer tells why no packet can be sent to the holder of a lease: a subnet
 // that does not fit, a public address or a MAC that no node can have, or one
 // that is this node's own. A lease that only reserves is refused as well.
@@ -74,16 +88,12 @@ func (c Config) CheckPeer(self Identity, l Lease) error {
 			continue
 		}
 		e := l.Endpoints[f]
+		if err := c.CheckPublic(f, e.PublicIP); err != nil {
+			return err
+		}
 		switch {
-		case !e.PublicIP.IsValid():
-			return fmt.Errorf("%s public address is missing", f)
-		case !unicast(e.PublicIP):
-			return fmt.Errorf("public address %s is not a host's", e.PublicIP)
 		case e.PublicIP == self.PublicIP[f]:
 			return fmt.Errorf("public address %s is this node's own", e.PublicIP)
-		case c.Ranges[f].Network.Contains(e.PublicIP):
-			// Packets to it would enter the tunnel that they are to carry.
-			return fmt.Errorf("public address %s is inside the network %s", e.PublicIP, c.Ranges[f].Network)
 		case l.Backend == "vxlan" && (e.MAC == MAC{}):
 			return fmt.Errorf("%s VtepMAC is missing or zero", f)
 		case e.MAC[0]&1 == 1:

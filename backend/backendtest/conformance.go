@@ -52,6 +52,7 @@ func Conformance(t *testing.T, open func(t *testing.T) Harness) {
 		"device in place":        testDeviceInPlace,
 		"device down":            testDeviceDown,
 		"misfit":                 testMisfit,
+		"another vni":            testAnotherVNI,
 		"delete what is not":     testDeleteAbsent,
 		"delete device":          testDeleteDevice,
 		"delete nexthop":         testDeleteNexthop,
@@ -179,6 +180,37 @@ func testMisfit(_ *testing.T, s *suite) {
 		s.wantErr(s.try(backend.Replace, o.device())[0], syscall.EOPNOTSUPP)
 		s.reach(world(2))
 	}
+}
+
+// testAnotherVNI moves all entries to devices of another VNI and so of other
+// names, as after a change of the config.
+func testAnotherVNI(_ *testing.T, s *suite) {
+	s.reach(world(5))
+	want := &backend.State{}
+	names := map[string]string{"ripstop.7": "ripstop.8", "ripstop-v6.7": "ripstop-v6.8"}
+	for e := range world(5).All() {
+		switch e := e.(type) {
+		case backend.Device:
+			e.Name, e.VNI, e.MAC[5] = names[e.Name], 8, 8
+			want.Put(e)
+		case backend.Address:
+			e.Dev = names[e.Dev]
+			want.Put(e)
+		case backend.FDB:
+			e.Dev = names[e.Dev]
+			want.Put(e)
+		case backend.Neighbour:
+			e.Dev = names[e.Dev]
+			want.Put(e)
+		case backend.Nexthop:
+			e.Dev = names[e.Dev]
+			want.Put(e)
+		case backend.Route:
+			e.Via.Dev = names[e.Via.Dev]
+			want.Put(e)
+		}
+	}
+	s.reach(want)
 }
 
 func testDeleteAbsent(_ *testing.T, s *suite) {

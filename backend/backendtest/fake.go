@@ -5,6 +5,7 @@ package backendtest
 import (
 	"context"
 	"fmt"
+	"net/netip"
 	"slices"
 	"sync"
 	"syscall"
@@ -235,9 +236,28 @@ func (f *Fake) refuses(op backend.Op) error {
 			return inTheWay("it is there already")
 		case dev.Down:
 			return syscall.ENETDOWN
+		case f.ledAstray(e):
+			return syscall.EINVAL
 		}
 	}
 	return nil
+}
+
+// ledAstray tells whether a route to an IPv6 gateway leads out another device
+// (ip6_route_check_nh_onlink).
+func (f *Fake) ledAstray(n backend.Nexthop) bool {
+	if !n.Gateway.Is6() {
+		return false
+	}
+	for bits := 1; bits <= 128; bits++ {
+		to := backend.Route{Dst: netip.PrefixFrom(n.Gateway, bits).Masked()}
+		for _, s := range []*backend.State{f.state, f.others} {
+			if at, ok := s.At(to); ok && at.On() != n.Dev {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 func (f *Fake) refusesRoute(v backend.Verb, r backend.Route) error {

@@ -81,8 +81,8 @@ func writeVXLAN(w *builder, d backend.Device, create bool) {
 	w.close(info)
 }
 
-// takeUp forbids link-local addresses and takes the device up.
-func (k *Kernel) takeUp(ctx context.Context, index int) error {
+// forbidLinkLocal keeps a device from making itself a link-local address.
+func (k *Kernel) forbidLinkLocal(ctx context.Context, index int) error {
 	err := k.request(ctx, func(w *builder, seq uint32) {
 		host.PutUint32(w.begin(unix.RTM_SETLINK, 0, seq, sizeLinkMessage)[4:], uint32(index))
 		spec := w.nest(unix.IFLA_AF_SPEC)
@@ -97,7 +97,15 @@ func (k *Kernel) takeUp(ctx context.Context, index int) error {
 	if err != nil && !errors.Is(err, unix.EAFNOSUPPORT) && !errors.Is(err, unix.EOPNOTSUPP) {
 		return fmt.Errorf("forbid link-local addresses: %w", err)
 	}
-	err = k.request(ctx, func(w *builder, seq uint32) {
+	return nil
+}
+
+// takeUp forbids link-local addresses and takes the device up.
+func (k *Kernel) takeUp(ctx context.Context, index int) error {
+	if err := k.forbidLinkLocal(ctx, index); err != nil {
+		return err
+	}
+	err := k.request(ctx, func(w *builder, seq uint32) {
 		h := w.begin(unix.RTM_SETLINK, 0, seq, sizeLinkMessage)
 		host.PutUint32(h[4:], uint32(index))
 		host.PutUint32(h[8:], unix.IFF_UP)
@@ -151,7 +159,9 @@ func (k *Kernel) changeDevice(ctx context.Context, d backend.Device) error {
 		}
 	}
 	if l.up {
-		return nil
+		// The kernel forgets the mode with its IPv6 state, as when the MTU was
+		// below 1280 for a while (addrconf_notify, NETDEV_CHANGEMTU).
+		return k.forbidLinkLocal(ctx, l.index)
 	}
 	return k.takeUp(ctx, l.index)
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -44,7 +45,7 @@ func (k *Kernel) Interfaces(ctx context.Context) ([]backend.Interface, error) {
 			continue
 		}
 		out = append(out, backend.Interface{
-			Name: l.name, MTU: l.mtu, Up: l.up, Addresses: addresses[l.index], DefaultV4: v4[l.index], DefaultV6: v6[l.index],
+			Name: l.name, MTU: l.mtu, Addresses: addresses[l.index], DefaultV4: v4[l.index], DefaultV6: v6[l.index],
 		})
 	}
 	return out, nil
@@ -56,16 +57,33 @@ func (k *Kernel) globalAddresses(ctx context.Context) (map[int][]netip.Addr, err
 	}, func(m message) (addressMessage, bool) {
 		a, ok := parseAddress(m.body)
 		ok = ok && a.scope == unix.RT_SCOPE_UNIVERSE
+		about := uint32(unix.IFA_F_DADFAILED | unix.IFA_F_DEPRECATED)
 		if a.prefix.Addr().Is6() {
-			ok = ok && a.flags&(unix.IFA_F_TEMPORARY|unix.IFA_F_DADFAILED) == 0
+			about |= unix.IFA_F_TEMPORARY // IPv4 has IFA_F_SECONDARY in the same place.
 		}
-		return a, ok
+		return a, ok && a.flags&about == 0
 	})
 	by := map[int][]netip.Addr{}
 	for _, a := range all {
-		by[a.index] = append(by[a.index], a.prefix.Addr())
+		addr := a.prefix.Addr()
+		if addr.Is6() {
+			// The kernel puts a new one before those of its scope
+			// (ipv6_link_dev_addr); an address that comes for a time, as a
+			// failover's does, must not go before the host's own.
+			by[a.index] = slices.Insert(by[a.index], firstV6(by[a.index]), addr)
+			continue
+		}
+		by[a.index] = append(by[a.index], addr)
 	}
 	return by, err
+}
+
+// firstV6 is where the IPv6 addresses begin in a list that has IPv4's first.
+func firstV6(list []netip.Addr) int {
+	if i := slices.IndexFunc(list, netip.Addr.Is6); i >= 0 {
+		return i
+	}
+	return len(list)
 }
 
 // defaults tells by which devices the family's default route leaves. The kernel

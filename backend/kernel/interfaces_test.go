@@ -89,11 +89,11 @@ func TestInterfaces(t *testing.T) {
 		t.Error("our own device is among them")
 	}
 	for _, want := range []backend.Interface{
-		{Name: "lo", MTU: 65536, Up: true},
-		{Name: "eth0", MTU: 9000, Up: true, DefaultV4: true, DefaultV6: true, Addresses: []netip.Addr{
+		{Name: "lo", MTU: 65536},
+		{Name: "eth0", MTU: 9000, DefaultV4: true, DefaultV6: true, Addresses: []netip.Addr{
 			netip.MustParseAddr("192.0.2.5"), netip.MustParseAddr("192.0.2.4"), netip.MustParseAddr("2001:db8::5"),
 		}},
-		{Name: "br0", MTU: 1500, Up: true, DefaultV4: true, Addresses: []netip.Addr{netip.MustParseAddr("198.51.100.1")}},
+		{Name: "br0", MTU: 1500, DefaultV4: true, Addresses: []netip.Addr{netip.MustParseAddr("198.51.100.1")}},
 		{Name: "br1", MTU: 1500},
 	} {
 		if !reflect.DeepEqual(by[want.Name], want) {

@@ -66,6 +66,12 @@ func ParseOptions(b subnet.Backend) (Options, error) {
 	}, nil
 }
 
+// UnknownKeys names the keys of a config's Backend object that mean nothing,
+// sorted.
+func UnknownKeys(b subnet.Backend) []string {
+	return subnet.UnknownKeys([]byte(b.Options), "Type", "VNI", "Port", "MTU", "GBP", "Learning", "DirectRouting")
+}
+
 // Unheeded names the options that are set and have no effect, with what
 // happens instead.
 func (o Options) Unheeded() []string {

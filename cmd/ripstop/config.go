@@ -22,6 +22,8 @@ func newConfig() *cobra.Command {
 	config := &cobra.Command{
 		Use:   "config",
 		Short: "Write, show and check the network config in etcd",
+		Args:  cobra.NoArgs, // Else a misspelt subcommand prints help and succeeds.
+		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	store.Register(config.PersistentFlags())
 	config.AddCommand(newConfigSet(&store), newConfigGet(&store), newConfigCheck(&store))
@@ -177,7 +179,11 @@ func checkConfig(text []byte, warn io.Writer) (subnet.Config, error) {
 	if err != nil {
 		return cfg, err
 	}
-	for _, key := range subnet.UnknownConfigKeys(text) {
+	unknown := subnet.UnknownConfigKeys(text)
+	for _, key := range vxlan.UnknownKeys(cfg.Backend) {
+		unknown = append(unknown, "Backend."+key)
+	}
+	for _, key := range unknown {
 		fmt.Fprintf(warn, "warning: the key %q means nothing and is passed over\n", key)
 	}
 	for _, what := range opts.Unheeded() {

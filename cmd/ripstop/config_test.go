@@ -82,6 +82,7 @@ func TestConfig(t *testing.T) {
 	r.fails("there is no network config in etcd", "config", "check")
 	r.fails("Network is missing: IPv4 is enabled and needs one: nothing was written", "config", "set", `{}`)
 	r.fails(`no backend of Type "udp"`, "config", "set", `{"Network":"10.5.0.0/16","Backend":{"Type":"udp"}}`)
+	r.fails(`unknown command "bogus"`, "config", "bogus")
 	r.fails("VNI 0 is outside", "config", "set", `{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan","VNI":0}}`)
 	r.fails("there is no network config in etcd", "config", "get")
 
@@ -111,6 +112,7 @@ func TestConfig(t *testing.T) {
 	}
 	r.says(`warning: the key "SubnetLenght" means nothing`, "config", "set", file)
 	r.says("SubnetLenght", "config", "get")
+	r.says(`the key "Backend.Prot" means nothing`, "config", "check", `{"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan", "Prot": 1}}`)
 	if out, err := r.run(first, "config", "set", "-"); err != nil || !strings.Contains(out, "written") {
 		t.Errorf("from standard input: %s %v", out, err)
 	}

@@ -72,6 +72,9 @@ func newFlags() (*pflag.FlagSet, func() (config, error)) {
 				return config{}, fmt.Errorf("--%s: %w", p.flag, err)
 			}
 		}
+		if _, err := settings.ParseLevel(c.logLevel); err != nil {
+			return config{}, err
+		}
 		if c.node.Name == "" {
 			if c.node.Name, err = os.Hostname(); err != nil {
 				return config{}, fmt.Errorf("--node-name is not given and the host's name cannot be read: %w", err)
@@ -91,7 +94,7 @@ func newFlags() (*pflag.FlagSet, func() (config, error)) {
 
 func parsePublic(text string, f subnet.Family) (netip.Addr, error) {
 	a, err := netip.ParseAddr(text)
-	if err != nil || subnet.FamilyOf(a) != f || !a.IsGlobalUnicast() {
+	if err != nil || subnet.FamilyOf(a) != f || !subnet.Unicast(a) {
 		return netip.Addr{}, fmt.Errorf("%q is no unicast %s address", text, f)
 	}
 	return a, nil

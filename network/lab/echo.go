@@ -200,10 +200,10 @@ func (s *echoSocket) receive(ctx context.Context, deadline time.Time) (answer, e
 	for {
 		n, from, err := s.conn.ReadFromIP(s.buffer)
 		at := time.Now()
-		if ctx.Err() != nil {
+		switch { // An answer that came together with the end of ctx still counts.
+		case err != nil && ctx.Err() != nil:
 			return answer{}, ctx.Err()
-		}
-		if err != nil {
+		case err != nil:
 			return answer{}, fmt.Errorf("receive in %s: %w", s.where, err)
 		}
 		m, err := icmp.ParseMessage(proto, s.buffer[:n])

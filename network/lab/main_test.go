@@ -22,7 +22,7 @@ func TestMain(m *testing.M) {
 	runIfDoomed()
 	if unix.Geteuid() != 0 {
 		fmt.Println("the tests of network/lab make network namespaces: run them as root")
-		return
+		os.Exit(1)
 	}
 	// A daemon with the race detector would else linger for a second at its end.
 	_ = os.Setenv("GORACE", "atexit_sleep_ms=0")

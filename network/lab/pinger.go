@@ -96,7 +96,7 @@ func (p *Pinger) run(ctx context.Context, every, stragglers time.Duration) {
 // deadline or the end of ctx.
 func (p *Pinger) receive(ctx context.Context, deadline time.Time) bool {
 	a, err := p.socket.receive(ctx, deadline)
-	if ctx.Err() != nil || errors.Is(err, os.ErrDeadlineExceeded) {
+	if errors.Is(err, os.ErrDeadlineExceeded) || err != nil && ctx.Err() != nil {
 		return false
 	}
 	if err != nil || a.from != p.to || a.seq >= uint64(len(p.sent)) {

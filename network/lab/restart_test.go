@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/ripstop-net/ripstop/subnet"
 )
 
 // Invariant 6: stop, crash and restart lose not one packet.
@@ -63,5 +65,37 @@ func TestRestartLosesNothing(t *testing.T) {
 	}
 	if after, err := a.Env(); err != nil || after != before {
 		t.Errorf("subnet file says %v (%v), before the restarts it said %v", after, err, before)
+	}
+}
+
+// A config that changes takes effect at the restart of each daemon: with
+// another VNI and port all is made anew, and nothing of the old is left.
+func TestRestartAppliesAChangedConfig(t *testing.T) {
+	t.Parallel()
+	l := startLab(t, Options{Nodes: 3, Mode: Dual})
+	everyPairTalks(t, l, talkLimit)
+	const changed = `{"EnableIPv6": true, "Network": "10.5.0.0/16", "IPv6Network": "fd00:10:5::/48", "Backend": {"Type": "vxlan", "VNI": 4321, "Port": 4789, "MTU": 1400}}`
+	if err := l.SetConfig(t.Context(), changed); err != nil {
+		t.Fatal(err)
+	}
+	for _, h := range l.Hosts {
+		before, err := h.Env()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := h.RestartDaemon(t.Context(), unix.SIGTERM); err != nil {
+			t.Fatal(err)
+		}
+		after, err := h.Env()
+		if err != nil || after.Subnets != before.Subnets || after.MTU != 1400 {
+			t.Errorf("%s: subnet file says %v (%v), before it said %v", h.Name, after, err, before)
+		}
+	}
+	everyPairTalks(t, l, talkLimit)
+	for _, h := range l.Hosts {
+		eventually(t, 5*time.Second, h.Name+" has the new devices alone", func() bool {
+			devices, err := h.Devices()
+			return err == nil && devices == subnet.PerFamily[string]{"ripstop.4321", "ripstop-v6.4321"}
+		})
 	}
 }

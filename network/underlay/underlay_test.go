@@ -19,10 +19,10 @@ func addrs(texts ...string) []netip.Addr {
 }
 
 var host = []backend.Interface{
-	{Name: "lo", MTU: 65536, Up: true},
-	{Name: "eth0", MTU: 1500, Up: true, Addresses: addrs("10.0.2.15"), DefaultV4: true},
-	{Name: "eth1", MTU: 9000, Up: true, Addresses: addrs("192.168.1.2", "192.168.1.3", "fd99::2", "fd99::3"), DefaultV6: true},
-	{Name: "eth2", MTU: 1400, Up: true},
+	{Name: "lo", MTU: 65536},
+	{Name: "eth0", MTU: 1500, Addresses: addrs("10.0.2.15"), DefaultV4: true},
+	{Name: "eth1", MTU: 9000, Addresses: addrs("192.168.1.2", "192.168.1.3", "fd99::2", "fd99::3"), DefaultV6: true},
+	{Name: "eth2", MTU: 1400},
 }
 
 func TestChoose(t *testing.T) {

@@ -115,6 +115,7 @@ func (s *Store) meaning(err error) string {
 		authority x509.UnknownAuthorityError
 		hostname  x509.HostnameError
 		record    tls.RecordHeaderError
+		errno     syscall.Errno
 	)
 	text := err.Error()
 	switch {
@@ -136,6 +137,10 @@ func (s *Store) meaning(err error) string {
 		return fmt.Sprintf("etcd does not take the client certificate (%v): check --etcd-certfile", err)
 	case errors.As(err, &timeout) && timeout.Timeout(), errors.Is(err, context.DeadlineExceeded):
 		return "timeout: host does not answer"
+	case errors.As(err, &errno):
+		// Not the whole text: it has a port that is another each time, and what
+		// differs is said again.
+		return errno.Error()
 	}
 	return text
 }

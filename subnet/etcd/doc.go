@@ -6,6 +6,7 @@
 //
 //	<p>/config          the network's config
 //	<p>/subnets/<key>   one record per lease, on an etcd lease that its holder keeps alive
+//	<p>/ripstop/claim   the lock under which pairs of subnets are claimed, held for moments
 //
 // Nothing else is ever written below <p>/subnets.
 package etcd

@@ -192,7 +192,7 @@ func (h *holder) move(ctx context.Context, granted int64) (int64, error) {
 		return 0, nil
 	}
 	if next == 0 {
-		if next, ttl, err = h.s.grant(ctx); err != nil {
+		if next, ttl, err = h.s.grant(ctx, h.s.opts.LeaseTTL); err != nil {
 			return 0, err
 		}
 		if ttl == granted { // etcd's least time depends on its election timeout.

@@ -191,7 +191,10 @@ func (o Options) tlsConfig() (*tls.Config, error) {
 }
 
 // ttlSeconds is the lease time as etcd counts it.
-func (o Options) ttlSeconds() int64 { return int64(math.Ceil(o.LeaseTTL.Seconds())) }
+func (o Options) ttlSeconds() int64 { return wholeSeconds(o.LeaseTTL) }
+
+// wholeSeconds is a time in seconds as etcd takes it, rounded up.
+func wholeSeconds(d time.Duration) int64 { return int64(math.Ceil(d.Seconds())) }
 
 // hostPort is an endpoint as it is dialled.
 func hostPort(endpoint string) (host, hostport string) {

@@ -9,7 +9,6 @@ import (
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
-	"go.etcd.io/etcd/client/v3/concurrency"
 
 	"github.com/ripstop-net/ripstop/subnet"
 )
@@ -31,7 +30,7 @@ func (s *Store) Write(ctx context.Context, l subnet.Lease) (subnet.Lease, error)
 
 // create makes the record on a fresh etcd lease.
 func (s *Store) create(ctx context.Context, l subnet.Lease) (subnet.Lease, error) {
-	id, _, err := s.grant(ctx)
+	id, _, err := s.grant(ctx, s.opts.LeaseTTL)
 	if err != nil {
 		return l, err
 	}
@@ -60,42 +59,6 @@ func (s *Store) create(ctx context.Context, l subnet.Lease) (subnet.Lease, error
 	}
 	l.ID, l.Created, l.Modified = int64(id), resp.Header.Revision, resp.Header.Revision
 	return l, nil
-}
-
-// Limits on the lock that createPair takes: how long it outlives a claimant that
-// died with it, and how long one waits for its turn behind others.
-const (
-	claimLockTTL     = 10 * time.Second
-	claimLockTimeout = 30 * time.Second
-)
-
-// createPair makes a record of both families. Its key says which pair is taken,
-// and nothing that etcd could compare says of an IPv6 subnet alone that it is
-// free, so claimants of pairs take turns: under a lock one sees that no record
-// overlaps, and writes on condition that the lock is still its own.
-func (s *Store) createPair(ctx context.Context, l subnet.Lease, free []clientv3.Cmp, put clientv3.Op) (*clientv3.TxnResponse, error) {
-	ctx, cancel := context.WithTimeout(ctx, claimLockTimeout)
-	defer cancel()
-	session, err := concurrency.NewSession(s.client, concurrency.WithContext(ctx), concurrency.WithTTL(int(claimLockTTL.Seconds())))
-	if err != nil {
-		return nil, err
-	}
-	defer func() {
-		session.Orphan()
-		s.revoke(ctx, session.Lease()) // The lock goes with it.
-	}()
-	lock := concurrency.NewMutex(session, s.opts.Prefix+"/ripstop/claim")
-	if err := lock.Lock(ctx); err != nil {
-		return nil, err
-	}
-	seen, err := s.List(ctx)
-	if err != nil {
-		return nil, err
-	}
-	if seen.Holds(l.Subnets) {
-		return nil, subnet.ErrConflict
-	}
-	return s.commit(ctx, append(free, lock.IsOwner()), put)
 }
 
 func (s *Store) rewrite(ctx context.Context, l subnet.Lease) (subnet.Lease, error) {
@@ -127,25 +90,34 @@ func (s *Store) rewrite(ctx context.Context, l subnet.Lease) (subnet.Lease, erro
 }
 
 // grant makes an etcd lease and returns the time that it was granted, in seconds.
-func (s *Store) grant(ctx context.Context) (clientv3.LeaseID, int64, error) {
+func (s *Store) grant(ctx context.Context, ttl time.Duration) (clientv3.LeaseID, int64, error) {
 	ctx, cancel := s.limited(ctx)
 	defer cancel()
-	resp, err := s.client.Grant(ctx, s.opts.ttlSeconds())
+	resp, err := s.client.Grant(ctx, wholeSeconds(ttl))
 	if err != nil {
 		return 0, 0, err
 	}
 	return resp.ID, resp.TTL, nil
 }
 
-// revokeTimeout is short: the caller has its answer already.
-const revokeTimeout = 2 * time.Second
+// Limits on a revocation. It is short, for the caller has its answer already,
+// and shorter where the caller is to end.
+const (
+	revokeTimeout = 2 * time.Second
+	revokeLast    = 200 * time.Millisecond
+)
 
 // revoke ends an etcd lease as well as it can, even after ctx has ended. What
 // it cannot end runs out by itself.
 func (s *Store) revoke(ctx context.Context, id clientv3.LeaseID) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), min(revokeTimeout, s.opts.RequestTimeout))
+	limit := revokeTimeout
+	if ctx.Err() != nil {
+		limit = revokeLast
+	}
+	limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), min(limit, s.opts.RequestTimeout))
 	defer cancel()
-	_, _ = s.client.Revoke(ctx, id)
+	defer context.AfterFunc(ctx, func() { time.AfterFunc(revokeLast, cancel) })()
+	_, _ = s.client.Revoke(limited, id)
 }
 
 func (s *Store) commit(ctx context.Context, when []clientv3.Cmp, then clientv3.Op) (*clientv3.TxnResponse, error) {

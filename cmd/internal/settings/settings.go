@@ -81,16 +81,25 @@ func EnvironmentName(prefix, flag string) string {
 	return prefix + "_" + strings.ToUpper(strings.ReplaceAll(flag, "-", "_"))
 }
 
+// ParseLevel reads a log level.
+func ParseLevel(level string) (zapcore.Level, error) {
+	l, err := zapcore.ParseLevel(level)
+	if err != nil || l > zapcore.ErrorLevel {
+		return l, fmt.Errorf("--log-level: %q is none of debug, info, warn, error", level)
+	}
+	return l, nil
+}
+
 // Logger returns a logger to standard error: lines for people on a terminal,
 // JSON otherwise.
 func Logger(level string, terminal bool) (*zap.Logger, error) {
-	l, err := zap.ParseAtomicLevel(level)
+	l, err := ParseLevel(level)
 	if err != nil {
-		return nil, fmt.Errorf("--log-level: %q is none of debug, info, warn, error", level)
+		return nil, err
 	}
 	cfg := zap.NewProductionConfig()
-	cfg.Level = l
-	cfg.Sampling = nil // Nothing repeats: each failure is said once.
+	cfg.Level = zap.NewAtomicLevelAt(l)
+	cfg.Sampling = nil // A repeated failure is said once and then counted, where it comes up.
 	cfg.DisableCaller, cfg.DisableStacktrace = true, true
 	cfg.EncoderConfig.TimeKey = "time"
 	cfg.EncoderConfig.EncodeTime = zapcore.RFC3339NanoTimeEncoder
