@@ -188,6 +188,23 @@ func UnknownConfigKeys(data []byte) []string {
 		"SubnetMax", "IPv6SubnetLen", "IPv6SubnetMin", "IPv6SubnetMax", "Backend")
 }
 
+// UnusedConfigKeys says of a sound config which keys have no effect because
+// their family is off.
+func UnusedConfigKeys(data []byte) []string {
+	var raw configJSON
+	if decodeOne(data, &raw) != nil {
+		return nil
+	}
+	var out []string
+	if raw.IPv6Network != "" && !raw.EnableIPv6 {
+		out = append(out, "IPv6Network has no effect: EnableIPv6 is not true")
+	}
+	if raw.Network != "" && raw.EnableIPv4 != nil && !*raw.EnableIPv4 {
+		out = append(out, "Network has no effect: EnableIPv4 is false")
+	}
+	return out
+}
+
 // UnknownKeys names the keys of a JSON object that are none of those known,
 // whatever their case, sorted.
 func UnknownKeys(data []byte, known ...string) []string {

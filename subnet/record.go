@@ -147,7 +147,7 @@ func ParseRecord(key string, value []byte) (Lease, error) {
 	keys := PerFamily[string]{"PublicIP", "PublicIPv6"}
 	data := PerFamily[json.RawMessage]{rec.BackendData, rec.BackendV6Data}
 	for _, f := range Families {
-		if texts[f] == "" || f == V4 && texts[f] == noIPv4 && !s[V4].IsValid() {
+		if texts[f] == "" || texts[f] == noIPv4 {
 			continue
 		}
 		e := &l.Endpoints[f]

@@ -95,7 +95,8 @@ func TestParseRecordTakesWhatFlannelTakes(t *testing.T) {
 		"a reservation by address": {
 			`{"PublicIP":"10.99.0.1"}`, Lease{Endpoints: PerFamily[Endpoint]{{PublicIP: netip.MustParseAddr("10.99.0.1")}}},
 		},
-		"a reservation by name": {`{"Node":"node-a"}`, Lease{Node: "node-a"}},
+		"no IPv4 address, as flannel writes it": {`{"PublicIP":"0.0.0.0","Node":"node-a"}`, Lease{Node: "node-a"}},
+		"a reservation by name":                 {`{"Node":"node-a"}`, Lease{Node: "node-a"}},
 		"another backend's data": {
 			`{"PublicIP":"10.99.0.1","BackendType":"wireguard","BackendData":{"PublicKey":"k"}}`,
 			Lease{Backend: "wireguard", Endpoints: PerFamily[Endpoint]{{PublicIP: netip.MustParseAddr("10.99.0.1")}}},

@@ -33,7 +33,7 @@ func TestMain(m *testing.M) {
 	}
 	if os.Geteuid() != 0 {
 		fmt.Println("the tests of ripstop-lab make network namespaces: run them as root")
-		return
+		os.Exit(1)
 	}
 	dir, err := os.MkdirTemp("", "ripstop-lab-test-")
 	if err == nil {

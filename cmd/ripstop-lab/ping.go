@@ -32,8 +32,8 @@ no ping program. The exit code is 0 if every request was answered.`,
   ripstop-lab ping pod1 10.5.126.2 --count 100 --interval 10ms
   ripstop-lab ping pod1 pod2 --ipv6
 
-  # the largest packet that fits the pods' MTU of 1450: 1450 - 20 (IPv4) - 8 (ICMP)
-  ripstop-lab ping pod1 pod2 --size 1422 --dont-fragment`,
+  # the largest packet that fits the pods' MTU: 1450 (1430 in a lab with IPv6) - 20 (IPv4) - 8 (ICMP)
+  ripstop-lab ping pod1 pod2 --size 1402 --dont-fragment`,
 		Args: arguments(cobra.ExactArgs(2)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return ping(cmd.Context(), cmd.OutOrStdout(), at, args[0], args[1], o)

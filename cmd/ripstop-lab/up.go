@@ -7,12 +7,14 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 
 	"github.com/ripstop-net/ripstop/network/lab"
+	"github.com/ripstop-net/ripstop/subnet"
 )
 
 // upOptions are the flags of up.
@@ -36,17 +38,17 @@ func newUp(at *place) *cobra.Command {
 		Long: `up makes the hosts, starts etcd and a ripstopd on each host, makes the pods, lets
 every pod call every other, and shows what it found. It stays in the foreground;
 Ctrl-C or 'ripstop-lab down' takes everything away.`,
-		Example: `  # three hosts, IPv4
+		Example: `  # three hosts, both families
   ripstop-lab up
 
-  # five hosts with two pods each, both families
-  ripstop-lab up --nodes 5 --pods 2 --ip-family dual
+  # five hosts with two pods each, IPv6 alone
+  ripstop-lab up --nodes 5 --pods 2 --ip-family ipv6
 
   # does it work here? exit code 0 if every pair of pods talked
   ripstop-lab up --once
 
   # another network config, another log level
-  ripstop-lab up --config '{"Network": "10.20.0.0/16", "Backend": {"Type": "vxlan", "VNI": 7}}' --ripstopd-arg=--log-level=debug`,
+  ripstop-lab up --ip-family ipv4 --config '{"Network": "10.20.0.0/16", "Backend": {"Type": "vxlan", "VNI": 7}}' --ripstopd-arg=--log-level=debug`,
 		Args: arguments(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error { return up(cmd.Context(), cmd.OutOrStdout(), at, o) },
 	}
@@ -54,12 +56,27 @@ Ctrl-C or 'ripstop-lab down' takes everything away.`,
 	flags.SortFlags = false
 	flags.IntVar(&o.nodes, "nodes", 3, fmt.Sprintf("`number` of hosts, at most %d", lab.MaxNodes))
 	flags.IntVar(&o.pods, "pods", 1, "`number` of pods behind each host")
-	flags.StringVar(&o.family, "ip-family", "ipv4", "`families` of underlay and pods: ipv4, ipv6 or dual")
+	flags.StringVar(&o.family, "ip-family", "dual", "`families` of underlay and pods: ipv4, ipv6 or dual")
 	flags.StringVar(&o.config, "config", "", "network config as `JSON` (VXLAN with VNI 1 if empty)")
 	flags.StringVar(&o.daemon, "ripstopd", "", "`path` of ripstopd (the one beside this program if empty)")
 	flags.StringArrayVar(&o.daemonArgs, "ripstopd-arg", nil, "a further `flag` for every ripstopd; may be given several times")
 	flags.BoolVar(&o.once, "once", false, "take everything away at once, with exit code 0 only if every pair of pods talked")
 	return cmd
+}
+
+// checkFamilies sees that a config has the families that the lab has.
+func checkFamilies(text string, mode lab.Mode) error {
+	if text == "" {
+		return nil
+	}
+	cfg, err := subnet.ParseConfig([]byte(text))
+	if err != nil {
+		return fmt.Errorf("--config: %w", err)
+	}
+	if !slices.Equal(cfg.Families(), mode.Families()) {
+		return fmt.Errorf("--config has the families %v and --ip-family %s: they must be the same", cfg.Families(), mode)
+	}
+	return nil
 }
 
 // up is one lab's whole life.
@@ -73,6 +90,9 @@ func up(ctx context.Context, out io.Writer, at *place, o upOptions) error {
 	}
 	if o.pods < 1 || o.pods > lab.MaxPods {
 		return usageError{fmt.Errorf("--pods: %d is outside 1 to %d", o.pods, lab.MaxPods)}
+	}
+	if err := checkFamilies(o.config, mode); err != nil {
+		return usageError{err}
 	}
 	if err := needRoot(); err != nil {
 		return err

@@ -94,10 +94,25 @@ func setConfig(cmd *cobra.Command, s *etcd.Store, text []byte, cfg subnet.Config
 		return err
 	}
 	fmt.Fprintf(cmd.OutOrStdout(), "written: %s\n", summary(cfg))
+	if old != nil && differsOnWire(old, cfg) {
+		fmt.Fprintln(cmd.OutOrStdout(), "Backend differs: a node that has restarted and one that has not cannot reach one another. Restart them all at once.")
+	}
 	if old != nil {
 		fmt.Fprintln(cmd.OutOrStdout(), "Daemons that run keep the config they started with: restart them one by one to apply this one.")
 	}
 	return nil
+}
+
+// differsOnWire tells whether nodes of the old config cannot talk to those of
+// the new.
+func differsOnWire(old []byte, cfg subnet.Config) bool {
+	was, err := subnet.ParseConfig(old)
+	if err != nil {
+		return false
+	}
+	a, errA := vxlan.ParseOptions(was.Backend)
+	b, errB := vxlan.ParseOptions(cfg.Backend)
+	return errA == nil && errB == nil && (a.VNI != b.VNI || a.Port != b.Port)
 }
 
 func newConfigGet(store *settings.Etcd) *cobra.Command {
@@ -186,6 +201,9 @@ func checkConfig(text []byte, warn io.Writer) (subnet.Config, error) {
 	for _, key := range unknown {
 		fmt.Fprintf(warn, "warning: the key %q means nothing and is passed over\n", key)
 	}
+	for _, what := range subnet.UnusedConfigKeys(text) {
+		fmt.Fprintf(warn, "warning: %s\n", what)
+	}
 	for _, what := range opts.Unheeded() {
 		fmt.Fprintf(warn, "warning: an option of Backend has no effect: %s\n", what)
 	}
@@ -204,7 +222,7 @@ func readConfig(arg string, in io.Reader) ([]byte, error) {
 		text, err = os.ReadFile(arg)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("read the config: %w", err)
+		return nil, fmt.Errorf("read the config: %w: give JSON such as '{\"Network\": \"10.5.0.0/16\"}', a file that holds it, or -", err)
 	}
 	return bytes.TrimSpace(text), nil
 }

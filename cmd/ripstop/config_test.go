@@ -116,7 +116,9 @@ func TestConfig(t *testing.T) {
 	if out, err := r.run(first, "config", "set", "-"); err != nil || !strings.Contains(out, "written") {
 		t.Errorf("from standard input: %s %v", out, err)
 	}
-	r.fails("no such file", "config", "set", "nowhere.json")
+	r.fails("give JSON such as", "config", "set", "10.5.0.0/16")
+	r.says("IPv6Network has no effect", "config", "check", `{"Network": "10.5.0.0/16", "IPv6Network": "fd00:10:5::/48"}`)
+	r.says("Restart them all at once", "config", "set", `{"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan", "VNI": 7}}`)
 }
 
 func TestEnvironmentReachesTheTool(t *testing.T) {
