@@ -41,7 +41,7 @@ func holding(t *testing.T, s *Store, l subnet.Lease) <-chan error {
 	done, ended := make(chan error, 1), make(chan struct{})
 	go func() {
 		defer close(ended)
-		done <- s.Hold(ctx, l)
+		done <- s.Hold(ctx, l, nil)
 	}()
 	t.Cleanup(func() {
 		cancel()
