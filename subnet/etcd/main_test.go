@@ -22,6 +22,7 @@ import (
 var shared *etcdserver.Server
 
 func TestMain(m *testing.M) {
+	holdIfChild()
 	etcdserver.RunIfChild()
 	// Most of these tests wait most of the time.
 	flag.Parse()
