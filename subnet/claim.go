@@ -90,7 +90,7 @@ func Claim(ctx context.Context, store Store, cfg Config, req Request) (Lease, er
 // choose decides on the lease to claim, and whether its record must be written
 // or is right as it stands.
 func choose(cfg Config, req Request, seen Listing) (want Lease, write bool, err error) {
-	if own, ok := ownLease(req.Self, seen.Leases); ok {
+	if own, ok := ownLease(req.Self, req.eligible(seen.Leases)); ok {
 		if err := cfg.CheckOwn(own.Subnets); err != nil {
 			return Lease{}, false, &StrandedError{Lease: own, Why: err}
 		}
@@ -115,6 +115,21 @@ func choose(cfg Config, req Request, seen Listing) (want Lease, write bool, err 
 		chosen[f] = p
 	}
 	return req.lease(chosen), true, nil
+}
+
+// eligible are the leases that the node may take up. Where pods run on its
+// previous subnets, a lease of others is no use, though it bears the node's name.
+func (r Request) eligible(leases []Lease) []Lease {
+	if !r.OnlyPrevious {
+		return leases
+	}
+	var out []Lease
+	for _, l := range leases {
+		if l.Subnets == r.Previous {
+			out = append(out, l)
+		}
+	}
+	return out
 }
 
 func choosePrevious(cfg Config, req Request, seen Listing) (Lease, bool, error) {

@@ -46,6 +46,13 @@ func (m *Mirror) Holds() Holds {
 	return m.grace.count
 }
 
+// SetGrace sets how long peers are held, before anything is; 0, as at first, is
+// not at all.
+func (m *Mirror) SetGrace(length time.Duration) { m.grace.length = length }
+
+// Grace is how long peers are held.
+func (m *Mirror) Grace() time.Duration { return m.grace.length }
+
 // Saved is a peer as it is kept across a restart.
 type Saved struct {
 	Lease Lease

@@ -16,7 +16,7 @@ const testGrace = 5 * time.Minute
 func twelve(t *testing.T, grace time.Duration) *Mirror {
 	t.Helper()
 	m := newTestMirror(t, "ipv4")
-	m.grace.length = grace
+	m.SetGrace(grace)
 	c := whole()
 	c.Epoch = "old"
 	for n := 2; n <= 13; n++ {
@@ -234,7 +234,7 @@ func TestRestoredMirrorGoesOn(t *testing.T) {
 	old.Apply(noon, other(peerLease(2), peerLease(3), peerLease(4), peerLease(5)))
 	restore := func() *Mirror {
 		m := newTestMirror(t, "ipv4")
-		m.grace.length = testGrace
+		m.SetGrace(testGrace)
 		epoch, rev, peers := old.Save()
 		m.Restore(epoch, rev, peers)
 		if peersOf(m) != peersOf(old) || m.Holds() != old.Holds() || m.peers != 12 {
@@ -276,7 +276,7 @@ func TestAfterTheGracePeersAreAFreshMirrors(t *testing.T) {
 	for seed := range uint64(60) {
 		r := rand.New(rand.NewPCG(seed, 2))
 		m, sum := newTestMirror(t, "dual"), map[Subnets]Lease{}
-		m.grace.length = testGrace
+		m.SetGrace(testGrace)
 		now, at, epoch := map[string]Lease{}, noon, 0
 		apply := func(c Change) {
 			c.Epoch = fmt.Sprint(epoch)
@@ -352,7 +352,8 @@ func BenchmarkReturn(b *testing.B) {
 	}
 	c.Whole, c.Epoch = true, "old"
 	for b.Loop() {
-		m := NewMirror(mustConfig(b, `{"Network":"10.0.0.0/8"}`), Identity{Node: "node1"}, nil, testGrace)
+		m := NewMirror(mustConfig(b, `{"Network":"10.0.0.0/8"}`), Identity{Node: "node1"}, nil)
+		m.SetGrace(testGrace)
 		m.Apply(noon, c)
 		m.Apply(noon, other())
 		if m.Holds().Now != peers {

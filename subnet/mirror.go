@@ -49,15 +49,15 @@ type Delta struct{ Before, After Lease }
 
 // NewMirror returns an empty mirror for a node of the given identity. The
 // backend's own check, which may be nil, adds to what [Config.CheckPeer] asks
-// of a peer. The grace is how long peers are held; 0 is not at all.
-func NewMirror(cfg Config, self Identity, check func(Lease) error, length time.Duration) *Mirror {
+// of a peer.
+func NewMirror(cfg Config, self Identity, check func(Lease) error) *Mirror {
 	if check == nil {
 		check = func(Lease) error { return nil }
 	}
 	return &Mirror{
 		cfg: cfg, self: self, check: check, leases: map[Subnets]Lease{}, claims: map[claim][]Subnets{},
 		bad: map[string]string{}, refused: map[string]string{},
-		grace: grace{length: length, since: map[Subnets]time.Time{}},
+		grace: grace{since: map[Subnets]time.Time{}},
 	}
 }
 

@@ -21,7 +21,7 @@ func peerLease(n int) Lease {
 }
 
 func newTestMirror(t testing.TB, mode string) *Mirror {
-	return NewMirror(mustConfig(t, modes[mode]), Identity{Node: "node1", PublicIP: PerFamily[netip.Addr]{netip.MustParseAddr("10.99.0.1"), netip.MustParseAddr("fd99::1")}}, nil, 0)
+	return NewMirror(mustConfig(t, modes[mode]), Identity{Node: "node1", PublicIP: PerFamily[netip.Addr]{netip.MustParseAddr("10.99.0.1"), netip.MustParseAddr("fd99::1")}}, nil)
 }
 
 func peersOf(m *Mirror) string {
@@ -84,7 +84,7 @@ func TestMirrorHearsTheBackendsOwnCheck(t *testing.T) {
 			return fmt.Errorf("no way to it")
 		}
 		return nil
-	}, 0)
+	})
 	m.Apply(noon, whole(peerLease(2), peerLease(3)))
 	if peersOf(m) != "10.5.2.0-24" || m.Problems()["10.5.3.0-24"] != "no way to it" {
 		t.Errorf("peers %s, problems %v", peersOf(m), m.Problems())

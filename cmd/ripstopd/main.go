@@ -64,5 +64,5 @@ func run(ctx context.Context, c config) error {
 		return err
 	}
 	defer func() { _ = k.Close() }()
-	return network.New(c.node, store, k, k, log).Run(ctx)
+	return network.New(c.node, store, store, k, k, log).Run(ctx)
 }
