@@ -125,8 +125,8 @@ type heldRecord struct {
 	created int64
 }
 
-// heldRecords are those of all Holds that run, and a bell that makes the Holds
-// look at theirs.
+// heldRecords are those of all Holds that run, and a bell that makes Hold and
+// Stay look whether theirs is still there.
 type heldRecords struct {
 	mu     sync.Mutex
 	counts map[heldRecord]int

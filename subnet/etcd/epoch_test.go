@@ -261,6 +261,26 @@ func TestPresenceLapses(t *testing.T) {
 	}
 }
 
+// TestAnotherStoreEndsAStayAtOnce, not when the next renewal is due.
+func TestAnotherStoreEndsAStayAtOnce(t *testing.T) {
+	t.Parallel()
+	srv := server(t, etcdserver.Options{})
+	s := open(t, Options{Endpoints: []string{srv.URL()}})
+	r := subnettest.Record(t, s)
+	r.Next()
+	id, err := s.Appear(t.Context(), subnet.Living{Token: "one", Node: "n1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() { done <- s.Stay(t.Context(), id) }()
+	time.Sleep(200 * time.Millisecond)
+	if err := srv.Wipe(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	wantLost(t, done, 2*time.Second)
+}
+
 // holderEnv makes this program one that claims and holds in a store until its
 // standard input ends. The value is the lease's time to live and the store's URL.
 const holderEnv = "RIPSTOP_TEST_HOLDER"

@@ -176,6 +176,7 @@ const leaveTimeout = 500 * time.Millisecond
 func (s *Store) Stay(ctx context.Context, id int64) error {
 	b := pauses(holdFirstWait, cheapMostWait)
 	for ctx.Err() == nil {
+		bell := s.held.rings()
 		rctx, cancel := s.limited(ctx)
 		granted, err := s.keepAlive(rctx, clientv3.LeaseID(id))
 		cancel()
@@ -187,7 +188,13 @@ func (s *Store) Stay(ctx context.Context, id int64) error {
 			continue
 		}
 		b.Reset()
-		sleep(ctx, jittered(time.Duration(granted)*time.Second/4))
+		again := time.NewTimer(jittered(time.Duration(granted) * time.Second / 4))
+		select {
+		case <-ctx.Done():
+		case <-again.C:
+		case <-bell: // Another store knows of nobody, and a twin must not be faster.
+		}
+		again.Stop()
 	}
 	// So that a machine that is made anew, or boots, need not wait.
 	lctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), leaveTimeout)
