@@ -26,6 +26,16 @@ func (r *rig) deleted() (out []backend.Op) {
 	return out
 }
 
+// savesItsLease waits until the lease of now is in the snapshot, with its end.
+func (r *rig) savesItsLease() {
+	r.t.Helper()
+	r.eventually("the lease of now is saved", func() bool {
+		_, own := r.own()
+		s, err := readSnapshot(r.opts.StateDir)
+		return err == nil && s.Lease == own && time.Until(s.Expires) > time.Hour
+	})
+}
+
 // count counts the lines with a message.
 func (r *rig) count(message string) int { return r.logs.FilterMessage(message).Len() }
 
@@ -52,6 +62,7 @@ func TestInvariant4WipedStoreLosesNothing(t *testing.T) {
 		t.Errorf("claiming took %s", took)
 	}
 	r.eventually("the hold is told", func() bool { return r.count(heldMessage) == 1 })
+	r.savesItsLease()
 	for n := 2; n < 22; n++ {
 		r.join(n)
 	}
@@ -261,6 +272,23 @@ func TestStartWhileTheStoreIsAwayFindsItWiped(t *testing.T) {
 	r.eventually("the peer is held", func() bool { return r.count(heldMessage) == 1 })
 	if !r.reaches(second) {
 		t.Error("the peer is gone")
+	}
+	r.savesItsLease()
+}
+
+// TestRebootFindsItsSubnetByTheSnapshot: the subnet file is gone with the boot.
+// Here the record is gone too, and the subnet is not the first of the node's order.
+func TestRebootFindsItsSubnetByTheSnapshot(t *testing.T) {
+	r := newRig(t)
+	s := testSnapshot(0)
+	s.Lease.Subnets[0] = netip.MustParsePrefix("10.5.250.0/24")
+	if err := s.write(r.opts.StateDir); err != nil {
+		t.Fatal(err)
+	}
+	r.start()
+	r.ready()
+	if key, _ := r.own(); key != "10.5.250.0-24" {
+		t.Errorf("claimed %s", key)
 	}
 }
 

@@ -144,8 +144,8 @@ func (m *Mirror) hold(s Subnets, now time.Time, touched map[Subnets]Lease) {
 		return
 	}
 	g := &m.grace
-	if end := now.Add(g.length); len(g.since) == 0 || end.Before(g.due) {
-		g.due = end
+	if len(g.since) == 0 { // Those held before are due no later.
+		g.due = now.Add(g.length)
 	}
 	g.since[s] = now
 	m.set(s, l, touched) // Now behind all that have a record.
