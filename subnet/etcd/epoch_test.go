@@ -2,6 +2,7 @@ package etcd
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -183,6 +184,22 @@ func TestHeldRecordMadeAnewIsAnotherStore(t *testing.T) {
 			t.Errorf("told %+v", c)
 		}
 		remove()
+	}
+}
+
+// TestRevisionThatWentBackIsAnotherStore though the epoch is the same.
+func TestRevisionThatWentBackIsAnotherStore(t *testing.T) {
+	t.Parallel()
+	s := open(t, Options{Endpoints: []string{shared.URL()}, Prefix: newPrefix()})
+	l, err := s.listEpoch(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.checkStore(t.Context(), l.Epoch, l.Revision); err != nil {
+		t.Error(err)
+	}
+	if err := s.checkStore(t.Context(), l.Epoch, l.Revision+1_000_000); !errors.Is(err, errAnotherStore) {
+		t.Errorf("got %v", err)
 	}
 }
 
