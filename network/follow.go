@@ -1,6 +1,10 @@
 package network
 
 import (
+	"slices"
+	"sync"
+	"time"
+
 	"go.uber.org/zap"
 
 	"github.com/ripstop-net/ripstop/backend"
@@ -14,22 +18,61 @@ import (
 type follower struct {
 	config subnet.Config
 	self   vxlan.Self
-	ident  subnet.Identity
-	mirror *subnet.Mirror
+	subnet subnet.Subnets // The node's own.
 	loop   *converge.Loop
 	log    *zap.Logger
 
-	own  []backend.Entry // What the node owes for itself, until it is told.
+	// kick has something when a claim may succeed that did not before.
+	kick chan struct{}
+	// changed is called after the peers changed.
+	changed func()
+
 	said map[string]string
 	// text is the config as it was last seen in the store.
 	text string
+
+	mu     sync.Mutex // For save, which another goroutine calls.
+	mirror *subnet.Mirror
+	own    []backend.Entry // What the node owes for itself, until it is told.
+	begun  bool
+	held   subnet.Holds
 }
 
-func newFollower(p prepared, loop *converge.Loop, own []backend.Entry, log *zap.Logger) *follower {
-	return &follower{
-		config: p.config, self: p.self, ident: p.request.Self, mirror: subnet.NewMirror(p.config, p.request.Self, p.self.Check),
-		loop: loop, log: log, own: own, said: map[string]string{}, text: string(p.seen),
+func newFollower(p prepared, own subnet.Subnets, loop *converge.Loop, owed []backend.Entry, grace time.Duration, log *zap.Logger) *follower {
+	f := &follower{
+		config: p.config, self: p.self, subnet: own, loop: loop, log: log, own: owed, said: map[string]string{}, text: string(p.seen),
+		mirror: subnet.NewMirror(p.config, p.request.Self, p.self.Check), kick: make(chan struct{}, 1), changed: func() {},
 	}
+	f.mirror.SetGrace(grace)
+	if p.saved != nil {
+		f.mirror.Restore(p.saved.Epoch, p.saved.Revision, p.saved.Peers)
+		f.held = f.mirror.Holds()
+	}
+	return f
+}
+
+// begin wants what the mirror has. It is called before the first change only
+// where there is a saved snapshot to go by.
+func (f *follower) begin() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.tellAll()
+}
+
+func (f *follower) tellAll() {
+	owe := f.own
+	for _, l := range f.mirror.Peers() {
+		owe = append(owe, f.self.Peer(l)...)
+	}
+	f.loop.Update(nil, owe)
+	f.own, f.begun = nil, true
+}
+
+// save returns the peers of now.
+func (f *follower) save() (epoch string, revision int64, peers []subnet.Saved) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.mirror.Save()
 }
 
 // follow takes one change of the store. The first one is whole, so the loop's
@@ -38,17 +81,72 @@ func (f *follower) follow(c subnet.Change) {
 	if c.ConfigSet {
 		f.configChanged(c.Config)
 	}
+	if f.apply(c) || c.Whole {
+		f.changed()
+	}
+	if c.Whole || c.Empty() || slices.ContainsFunc(c.Gone, f.touchesOwn) {
+		select {
+		case f.kick <- struct{}{}:
+		default:
+		}
+	}
+	if !c.Empty() {
+		f.reportProblems()
+	}
+}
+
+// touchesOwn tells whether the record of a key stands in the way of the node's own.
+func (f *follower) touchesOwn(key string) bool {
+	s, err := subnet.ParseKey(key)
+	if err != nil {
+		return false
+	}
+	for _, family := range subnet.Families {
+		if s[family].Overlaps(f.subnet[family]) {
+			return true
+		}
+	}
+	return false
+}
+
+// apply brings mirror and loop up to date. It tells whether peers changed.
+func (f *follower) apply(c subnet.Change) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	var release, owe []backend.Entry
-	owe, f.own = f.own, nil
-	for _, d := range f.mirror.Apply(c) {
+	deltas := f.mirror.Apply(time.Now(), c)
+	for _, d := range deltas {
 		release = append(release, f.self.Peer(d.Before)...)
 		owe = append(owe, f.self.Peer(d.After)...)
 		f.log.Debug("peer changed", zap.Stringer("before", d.Before.Subnets), zap.Stringer("after", d.After.Subnets), zap.String("holder", d.After.Holder()))
 	}
-	if c.Whole || len(release)+len(owe) > 0 {
+	switch {
+	case !f.begun:
+		f.tellAll()
+	case c.Whole || len(release)+len(owe) > 0:
 		f.loop.Update(release, owe)
 	}
-	f.reportProblems()
+	return f.reportHolds() || len(deltas) > 0
+}
+
+// reportHolds says once that peers are held, and once that none is any more.
+// It tells whether anything about it changed.
+func (f *follower) reportHolds() bool {
+	was, now := f.held, f.mirror.Holds()
+	if was == now {
+		return false
+	}
+	f.held.Now = now.Now
+	switch {
+	case now.Now > was.Now:
+		f.log.Warn("records of peers are gone with a store that is not the one it was, or most at once: the peers are held",
+			zap.Int("peers", now.Now), zap.Duration("for", f.mirror.Grace()))
+	case now.Now == 0:
+		f.log.Info("no peer is held any more", zap.Int("returned", now.Returned-was.Returned),
+			zap.Int("displaced", now.Displaced-was.Displaced), zap.Int("expired", now.Expired-was.Expired))
+		f.held = now
+	}
+	return true
 }
 
 // mostSaid bounds the lines about records per change; the rest is counted.

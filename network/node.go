@@ -5,9 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"sync"
 	"time"
 
-	"github.com/cenkalti/backoff/v5"
 	"go.uber.org/zap"
 	"golang.org/x/sync/errgroup"
 
@@ -32,7 +32,14 @@ type Options struct {
 	// RunDir holds what ends with the boot, StateDir what outlives it. No two
 	// daemons share either.
 	RunDir, StateDir string
+	// PeerGrace is how long peers are held whose records went with a store that
+	// is not the one it was; 0 turns that off.
+	PeerGrace time.Duration
 }
+
+// DefaultPeerGrace is time enough for every node of a large network to find
+// that the store is another and to claim its subnet again.
+const DefaultPeerGrace = 5 * time.Minute
 
 // Host is what a node asks of its host before it changes anything.
 type Host interface {
@@ -44,22 +51,60 @@ type Host interface {
 
 // Node is one node of the network. Run it once.
 type Node struct {
-	opts   Options
-	store  subnet.Store
-	kernel backend.Kernel
-	host   Host
-	log    *zap.Logger
-	ready  chan struct{}
+	opts     Options
+	store    subnet.Store
+	presence subnet.Presence
+	kernel   backend.Kernel
+	host     Host
+	log      *zap.Logger
+	ready    chan struct{}
+
+	// What tests make shorter.
+	firstListing, twinPatience time.Duration
+
+	mu sync.Mutex
+	// trouble is why a node that came up is not ready any more.
+	trouble error
 }
 
+// firstListing is how long a start waits for the store before it does without,
+// if it can.
+const firstListing = 3 * time.Second
+
+// twinPatience is how long a start waits for another node of the same name or
+// address: what has died is forgotten by then.
+const twinPatience = subnet.PresenceTTL + 15*time.Second
+
 // New joins a node's parts. Nothing happens before Run.
-func New(opts Options, store subnet.Store, kernel backend.Kernel, host Host, log *zap.Logger) *Node {
-	return &Node{opts: opts, store: store, kernel: kernel, host: host, log: log, ready: make(chan struct{})}
+func New(opts Options, store subnet.Store, presence subnet.Presence, kernel backend.Kernel, host Host, log *zap.Logger) *Node {
+	return &Node{
+		opts: opts, store: store, presence: presence, kernel: kernel, host: host, log: log, ready: make(chan struct{}),
+		firstListing: firstListing, twinPatience: twinPatience,
+	}
 }
 
 // Ready is closed once the device stands, the entries of all peers have been
 // tried, and the subnet file is written.
 func (n *Node) Ready() <-chan struct{} { return n.ready }
+
+// NotReady tells why pods on this node cannot be reached, nil if they can: it
+// is not up yet, or its subnet is another's by now.
+func (n *Node) NotReady() error {
+	select {
+	case <-n.ready:
+	default:
+		return errors.New("the node is coming up")
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.trouble
+}
+
+func (n *Node) setTrouble(err error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.trouble = err
+}
 
 // Run lives the node's life until ctx ends, which returns nil and leaves lease,
 // device and entries as they are. What may pass (the store is away, the config
@@ -82,17 +127,32 @@ func (n *Node) run(ctx context.Context) error {
 		return err
 	}
 	defer unlock()
-	p, err := n.prepare(ctx)
+	id, err := token(n.opts.RunDir)
 	if err != nil {
 		return err
 	}
-	lease, err := n.claim(ctx, p.config, p.request)
+	saved, err := readSnapshot(n.opts.StateDir)
+	if err != nil {
+		n.log.Warn("saved snapshot passed over", zap.Error(err))
+	}
+	if saved != nil && saved.Node != n.opts.Name {
+		n.log.Warn("saved snapshot passed over: it is another node's", zap.String("node", saved.Node))
+		saved = nil
+	}
+	p, err := n.prepare(ctx, saved)
 	if err != nil {
 		return err
 	}
-	p.self.Subnets = lease.Subnets
-	if err := saveConfig(n.opts.StateDir, p.text); err != nil {
-		n.log.Warn("network config not saved: a start with a broken config in the store will fail", zap.Error(err))
+	p.living.Token = id
+	if p.alone { // The store is away: the lease is known to last.
+		return n.serve(ctx, p, saved.Lease)
+	}
+	if err := n.appear(ctx, &p, nil, true); err != nil {
+		return err
+	}
+	lease, err := n.claim(ctx, p.config, p.request, nil)
+	if err != nil {
+		return err
 	}
 	return n.serve(ctx, p, lease)
 }
@@ -104,11 +164,18 @@ type prepared struct {
 	config  subnet.Config
 	self    vxlan.Self
 	request subnet.Request
+	living  subnet.Living
+	// presence is the id under which the node is known as living.
+	presence int64
+	// saved is what the node knew before it was started, nil for nothing; alone
+	// says that the store is away and that this is to be gone by.
+	saved *snapshot
+	alone bool
 }
 
 // prepare reads the config and chooses the underlay.
-func (n *Node) prepare(ctx context.Context) (prepared, error) {
-	c, err := n.config(ctx)
+func (n *Node) prepare(ctx context.Context, saved *snapshot) (prepared, error) {
+	c, alone, err := n.config(ctx, saved)
 	if err != nil {
 		return prepared{}, err
 	}
@@ -139,12 +206,19 @@ func (n *Node) prepare(ctx context.Context) (prepared, error) {
 	if err != nil {
 		n.log.Warn("old subnet file passed over", zap.Error(err))
 	}
-	return prepared{text: c.text, seen: c.seen, config: cfg, self: self, request: subnet.Request{
+	req := subnet.Request{
 		Self:      subnet.Identity{Node: n.opts.Name, PublicIP: public},
 		Backend:   vxlan.Type,
 		Endpoints: vxlan.Endpoints(n.opts.Name, opts, public),
 		Previous:  previous.Subnets,
-	}}, nil
+	}
+	if saved != nil {
+		req.Preferred = saved.Lease.Subnets // After a reboot there is no subnet file.
+	}
+	return prepared{
+		text: c.text, seen: c.seen, config: cfg, self: self, saved: saved, alone: alone,
+		living: subnet.Living{Node: n.opts.Name, Addresses: public}, request: req,
+	}, nil
 }
 
 // chosenConfig is a network config and what was read from it.
@@ -164,32 +238,54 @@ func parseConfig(text []byte) (c chosenConfig, err error) {
 
 // config waits for the network config. One that is malformed is an error,
 // unless the config that this node last worked with is there to go on with.
-func (n *Node) config(ctx context.Context) (c chosenConfig, err error) {
-	err = n.until(ctx, "network config", func() error {
-		seen, err := n.store.List(ctx)
-		if err != nil {
-			return err
+// Where the store does not answer and the saved snapshot can stand in for it,
+// that is what it returns, and alone.
+func (n *Node) config(ctx context.Context, saved *snapshot) (c chosenConfig, alone bool, err error) {
+	patience := ctx
+	var old chosenConfig
+	unfit := errNoSnapshot
+	if saved != nil {
+		if old, unfit = saved.fit(time.Now()); unfit == nil {
+			var cancel context.CancelFunc
+			patience, cancel = context.WithTimeout(ctx, n.firstListing)
+			defer cancel()
 		}
-		if seen.Config == nil {
+	}
+	err = n.until(patience, "network config", nil, func() error {
+		seen, err := n.store.List(patience)
+		switch {
+		case err != nil && saved != nil && unfit != nil && ctx.Err() == nil && !errors.Is(err, subnet.ErrRefused):
+			return fmt.Errorf("%w; what was saved cannot stand in for it: %w", err, unfit)
+		case err != nil:
+			return err
+		case seen.Config == nil:
 			return errors.New("there is no network config in the store: write one with 'ripstop config set'")
 		}
 		if c, err = parseConfig(seen.Config); err == nil {
 			return nil
 		}
-		saved, savedErr := savedConfig(n.opts.StateDir)
+		lastGood, savedErr := chosenConfig{}, errNoSnapshot
+		if saved != nil {
+			lastGood, savedErr = parseConfig(saved.Config)
+		}
 		if savedErr != nil {
 			return final(fmt.Errorf("%w: mend it with 'ripstop config set'", err))
 		}
 		n.log.Error("network config in the store cannot be used, going on with the one used last: mend it with 'ripstop config set'", zap.Error(err))
-		saved.seen = seen.Config
-		c = saved
+		lastGood.seen = seen.Config
+		c = lastGood
 		return nil
 	})
-	return c, err
+	if err != nil && unfit == nil && ctx.Err() == nil && patience.Err() != nil {
+		n.log.Warn("store is away: starting with what was saved", zap.Stringer("subnets", saved.Lease.Subnets),
+			zap.Int("peers", len(saved.Peers)), zap.Time("saved", saved.Written), zap.Time("lease_lasts_until", saved.Expires))
+		return old, true, nil
+	}
+	return c, false, err
 }
 
 func (n *Node) underlay(ctx context.Context, families []subnet.Family) (choice subnet.PerFamily[underlay.Choice], err error) {
-	err = n.until(ctx, "underlay", func() error {
+	err = n.until(ctx, "underlay", nil, func() error {
 		host, err := n.host.Interfaces(ctx)
 		if err != nil {
 			return fmt.Errorf("list interfaces: %w", err)
@@ -200,23 +296,9 @@ func (n *Node) underlay(ctx context.Context, families []subnet.Family) (choice s
 	return choice, err
 }
 
-func (n *Node) claim(ctx context.Context, cfg subnet.Config, req subnet.Request) (lease subnet.Lease, err error) {
-	err = n.until(ctx, "lease", func() error {
-		lease, err = subnet.Claim(ctx, n.store, cfg, req)
-		var stranded *subnet.StrandedError
-		if errors.As(err, &stranded) {
-			return final(err)
-		}
-		return err
-	})
-	if err == nil {
-		n.log.Info("lease held", zap.Stringer("subnets", lease.Subnets), zap.String("node", lease.Node), zap.Bool("reservation", lease.Reservation()))
-	}
-	return lease, err
-}
-
 // serve holds the lease and keeps the kernel as the store wants it.
 func (n *Node) serve(ctx context.Context, p prepared, lease subnet.Lease) error {
+	p.self.Subnets = lease.Subnets
 	own, err := p.self.Own()
 	if err != nil {
 		return err
@@ -230,12 +312,21 @@ func (n *Node) serve(ctx context.Context, p prepared, lease subnet.Lease) error 
 		env.Networks[f] = p.config.Ranges[f].Network
 	}
 	loop := converge.New(n.kernel, n.log)
-	follower := newFollower(p, loop, own, n.log)
+	follower := newFollower(p, lease.Subnets, loop, own, n.opts.PeerGrace, n.log)
+	keeper := newKeeper(n.opts.StateDir, n.log, snapshot{Node: n.opts.Name, Config: p.text, Lease: lease}, follower.save)
+	follower.changed = keeper.changed
+	if p.saved != nil && p.saved.Lease.ID == lease.ID {
+		keeper.snapshot.Expires = p.saved.Expires
+	}
+	if p.alone {
+		follower.begin()
+	}
 
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return loop.Run(ctx) })
 	group.Go(func() error { return n.store.Watch(ctx, follower.follow) })
-	group.Go(func() error { return n.hold(ctx, p, lease) })
+	group.Go(func() error { return n.hold(ctx, p, lease, keeper, follower.kick) })
+	group.Go(func() error { return keeper.run(ctx) })
 	group.Go(func() error {
 		select {
 		case <-ctx.Done():
@@ -250,59 +341,4 @@ func (n *Node) serve(ctx context.Context, p prepared, lease subnet.Lease) error 
 		return nil
 	})
 	return group.Wait()
-}
-
-// hold keeps the lease, and claims it again where it was lost. The subnets are
-// in use by then: no others will do.
-func (n *Node) hold(ctx context.Context, p prepared, lease subnet.Lease) error {
-	req := p.request
-	req.Previous, req.OnlyPrevious = lease.Subnets, true
-	for {
-		err := n.store.Hold(ctx, lease)
-		if ctx.Err() != nil {
-			return nil
-		}
-		if !errors.Is(err, subnet.ErrLeaseLost) {
-			return fmt.Errorf("hold the lease: %w", err)
-		}
-		n.log.Warn("lease lost, claiming it again", zap.Stringer("subnets", lease.Subnets), zap.Error(err))
-		if lease, err = n.claim(ctx, p.config, req); err != nil {
-			return err
-		}
-	}
-}
-
-// Pauses between tries of what is waited for.
-const (
-	firstWait   = 200 * time.Millisecond
-	longestWait = 5 * time.Second
-)
-
-// final marks an error that waiting does not mend.
-func final(err error) error { return backoff.Permanent(err) }
-
-// until tries until it succeeds, saying once why it waits and once that it has
-// what it waited for. It gives up on what does not pass by itself.
-func (n *Node) until(ctx context.Context, what string, try func() error) error {
-	said := ""
-	pauses := &backoff.ExponentialBackOff{InitialInterval: firstWait, RandomizationFactor: 0.5, Multiplier: 2, MaxInterval: longestWait}
-	_, err := backoff.Retry(ctx, func() (struct{}, error) {
-		err := try()
-		if errors.Is(err, subnet.ErrRefused) {
-			err = final(err)
-		}
-		return struct{}{}, err
-	}, backoff.WithBackOff(pauses), backoff.WithMaxElapsedTime(0), backoff.WithNotify(func(err error, _ time.Duration) {
-		if err.Error() != said {
-			said = err.Error()
-			n.log.Warn("waiting", zap.String("for", what), zap.Error(err))
-		}
-	}))
-	if err != nil {
-		return fmt.Errorf("%s: %w", what, err)
-	}
-	if said != "" {
-		n.log.Info("waiting is over", zap.String("for", what))
-	}
-	return nil
 }

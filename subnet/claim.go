@@ -21,6 +21,9 @@ type Request struct {
 	// Previous is the lease's subnets as the node knew them last, if it does.
 	// Pods may run on them, so where they fit the config no others are taken.
 	Previous Subnets
+	// Preferred are subnets that the node had before a reboot: taken where they
+	// are free, for the sake of those who remember them.
+	Preferred Subnets
 	// OnlyPrevious refuses any others also where the node has a record: it is
 	// for a node that serves its Previous at this moment.
 	OnlyPrevious bool
@@ -107,6 +110,10 @@ func choose(cfg Config, req Request, seen Listing) (want Lease, write bool, err 
 			if o.taken(p) {
 				return Lease{}, false, &TakenError{Subnets: req.Previous, By: seen.holderOf(f, p)}
 			}
+			chosen[f] = p
+			continue
+		}
+		if p := req.Preferred[f]; p.IsValid() && cfg.Ranges[f].Check(p) == nil && !o.taken(p) {
 			chosen[f] = p
 			continue
 		}

@@ -6,6 +6,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"time"
 )
 
 // Mirror is the node's copy of the store's leases, and the judge of which of
@@ -14,14 +15,21 @@ import (
 //
 // The verdict on a lease depends on the leases alone, not on the order in
 // which they came. A change costs as much as it changes, not as much as there is.
+//
+// Peers whose records went in a way that makes the store doubtful are held for a
+// while: they stay peers. See [Holds].
 type Mirror struct {
 	cfg   Config
 	self  Identity
 	check func(Lease) error
 
+	epoch    string
 	revision int64
 	leases   map[Subnets]Lease
-	// claims holds who claims what only one lease may have, oldest first.
+	peers    int // How many of them are peers.
+	grace    grace
+	// claims holds who claims what only one lease may have: those with a record
+	// before those that are held, oldest first.
 	claims map[claim][]Subnets
 	// bad are the records that could not be read and refused the leases that are
 	// no peers, by key, with the reasons.
@@ -49,6 +57,7 @@ func NewMirror(cfg Config, self Identity, check func(Lease) error) *Mirror {
 	return &Mirror{
 		cfg: cfg, self: self, check: check, leases: map[Subnets]Lease{}, claims: map[claim][]Subnets{},
 		bad: map[string]string{}, refused: map[string]string{},
+		grace: grace{since: map[Subnets]time.Time{}},
 	}
 }
 
@@ -56,49 +65,86 @@ func NewMirror(cfg Config, self Identity, check func(Lease) error) *Mirror {
 func (m *Mirror) Revision() int64 { return m.revision }
 
 // Apply brings the mirror up to date and returns what that means for peers, in
-// the order of their subnets.
+// the order of their subnets. Now is when the change was heard.
 //
 // A record that can no longer be read leaves its lease as it was last read, as
 // long as its key is there.
-func (m *Mirror) Apply(c Change) []Delta {
+func (m *Mirror) Apply(now time.Time, c Change) []Delta {
 	touched := map[Subnets]Lease{} // Peers as they were, zero where there was none.
-	m.revision = c.Revision
-	if c.Whole {
-		m.dropMissing(c, touched)
+	m.hear(now)
+	gone := m.missing(c)
+	doubtful := m.doubtful(c, gone)
+	if m.different(c) {
+		m.renewHolds(now)
 	}
-	for _, key := range c.Gone {
-		delete(m.bad, key)
-		if s, err := ParseKey(key); err == nil {
+	for _, s := range gone {
+		if doubtful && !m.held(s) {
+			m.hold(s, now, touched)
+		} else {
 			m.set(s, Lease{}, touched)
 		}
 	}
+	if c.Whole {
+		m.epoch = c.Epoch
+		clear(m.bad)
+	}
+	m.revision = c.Revision
+	for _, key := range c.Gone {
+		delete(m.bad, key)
+	}
 	for _, b := range c.Bad {
 		m.bad[b.Key] = b.Reason
+		if s, err := ParseKey(b.Key); err == nil && m.held(s) {
+			m.back(s, m.leases[s], touched) // As any lease whose record breaks.
+		}
 	}
 	for _, l := range c.Leases {
 		delete(m.bad, l.Subnets.Key())
-		m.set(l.Subnets, l, touched)
+		m.back(l.Subnets, l, touched)
 	}
+	m.giveWay(touched)
+	m.expire(now, touched)
 	return m.deltas(touched)
 }
 
-// dropMissing removes what a whole listing does not have.
-func (m *Mirror) dropMissing(c Change, touched map[Subnets]Lease) {
+// missing lists the leases whose records a change takes away. Those that are
+// held have none that a listing could lack.
+func (m *Mirror) missing(c Change) []Subnets {
+	var out []Subnets
+	for _, key := range c.Gone {
+		if s, err := ParseKey(key); err == nil {
+			if _, ok := m.leases[s]; ok {
+				out = append(out, s)
+			}
+		}
+	}
+	if !c.Whole {
+		return out
+	}
 	there := make(map[Subnets]struct{}, len(c.Leases))
 	for _, l := range c.Leases {
 		there[l.Subnets] = struct{}{}
 	}
-	clear(m.bad)
 	for _, b := range c.Bad {
 		if s, err := ParseKey(b.Key); err == nil {
 			there[s] = struct{}{}
 		}
 	}
 	for s := range m.leases {
-		if _, ok := there[s]; !ok {
-			m.set(s, Lease{}, touched)
+		if _, ok := there[s]; !ok && !m.held(s) {
+			out = append(out, s)
 		}
 	}
+	return out
+}
+
+// back puts the lease of a record that is there.
+func (m *Mirror) back(s Subnets, l Lease, touched map[Subnets]Lease) {
+	if m.held(s) {
+		m.grace.count.Returned++
+		delete(m.grace.since, s)
+	}
+	m.set(s, l, touched)
 }
 
 // set puts a lease (or, zero, removes it) and notes in touched all whose
@@ -123,14 +169,27 @@ func (m *Mirror) set(s Subnets, l Lease, touched map[Subnets]Lease) {
 		delete(m.leases, s)
 	}
 	if l.Subnets == (Subnets{}) {
+		delete(m.grace.since, s)
 		return
 	}
 	m.leases[s] = l
 	for _, c := range m.claimsOf(l) {
 		m.claims[c] = append(m.claims[c], s)
 		slices.SortFunc(m.claims[c], func(a, b Subnets) int {
-			return cmp.Or(cmp.Compare(m.leases[a].Created, m.leases[b].Created), strings.Compare(a.Key(), b.Key()))
+			return cmp.Or(m.compareHeld(a, b), cmp.Compare(m.leases[a].Created, m.leases[b].Created), strings.Compare(a.Key(), b.Key()))
 		})
+	}
+}
+
+// compareHeld puts leases that are held behind those that have a record.
+func (m *Mirror) compareHeld(a, b Subnets) int {
+	switch heldA := m.held(a); {
+	case heldA == m.held(b):
+		return 0
+	case heldA:
+		return 1
+	default:
+		return -1
 	}
 }
 
@@ -214,7 +273,13 @@ func (m *Mirror) deltas(touched map[Subnets]Lease) []Delta {
 	var out []Delta
 	for s, before := range touched {
 		m.judge(s)
-		after, _ := m.peer(s)
+		after, is := m.peer(s)
+		if is {
+			m.peers++
+		}
+		if before.Subnets != (Subnets{}) {
+			m.peers--
+		}
 		if !before.SameContent(after) {
 			out = append(out, Delta{Before: before, After: after})
 		}

@@ -7,7 +7,11 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 )
+
+// noon is when the tests of a mirror take place.
+var noon = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 
 // peerLease is a sound lease of node n: subnet 10.5.n.0/24 at 10.99.0.n.
 func peerLease(n int) Lease {
@@ -61,7 +65,7 @@ func TestMirrorPassesOverBadLeasesByKeyAndReason(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			for _, order := range [][]Lease{{peerLease(2), tc.bad, peerLease(4)}, {tc.bad, peerLease(4), peerLease(2)}} {
 				m := newTestMirror(t, "ipv4")
-				m.Apply(whole(order...))
+				m.Apply(noon, whole(order...))
 				if got := peersOf(m); got != "10.5.2.0-24 10.5.4.0-24" {
 					t.Errorf("peers: %s", got)
 				}
@@ -81,7 +85,7 @@ func TestMirrorHearsTheBackendsOwnCheck(t *testing.T) {
 		}
 		return nil
 	})
-	m.Apply(whole(peerLease(2), peerLease(3)))
+	m.Apply(noon, whole(peerLease(2), peerLease(3)))
 	if peersOf(m) != "10.5.2.0-24" || m.Problems()["10.5.3.0-24"] != "no way to it" {
 		t.Errorf("peers %s, problems %v", peersOf(m), m.Problems())
 	}
@@ -90,17 +94,17 @@ func TestMirrorHearsTheBackendsOwnCheck(t *testing.T) {
 // TestUnreadableRecordIsNeverARemoval: invariant 3.
 func TestUnreadableRecordIsNeverARemoval(t *testing.T) {
 	m := newTestMirror(t, "ipv4")
-	m.Apply(whole(peerLease(2), peerLease(3)))
+	m.Apply(noon, whole(peerLease(2), peerLease(3)))
 	bad := []BadRecord{{"10.5.3.0-24", "junk"}, {"junk", "key is no subnet"}}
 	for _, c := range []Change{{Revision: 11, Bad: bad}, {Whole: true, Revision: 12, Leases: []Lease{peerLease(2)}, Bad: bad}} {
-		if d := m.Apply(c); len(d) != 0 {
+		if d := m.Apply(noon, c); len(d) != 0 {
 			t.Errorf("%+v: deltas %v", c, d)
 		}
 		if got := peersOf(m); got != "10.5.2.0-24 10.5.3.0-24" || len(m.Problems()) != 2 {
 			t.Errorf("peers %s, problems %v", got, m.Problems())
 		}
 	}
-	m.Apply(Change{Revision: 13, Gone: []string{"10.5.3.0-24", "junk"}})
+	m.Apply(noon, Change{Revision: 13, Gone: []string{"10.5.3.0-24", "junk"}})
 	if peersOf(m) != "10.5.2.0-24" || len(m.Problems()) != 0 {
 		t.Errorf("after the keys are gone: peers %s, problems %v", peersOf(m), m.Problems())
 	}
@@ -110,8 +114,8 @@ func TestMirrorGivesTheNextInLineWhatAnOlderLeaseLetsGo(t *testing.T) {
 	m := newTestMirror(t, "ipv4")
 	rival := peerLease(3)
 	rival.Endpoints[V4].MAC = peerLease(2).Endpoints[V4].MAC
-	m.Apply(whole(peerLease(2), rival))
-	d := m.Apply(Change{Revision: 11, Gone: []string{"10.5.2.0-24"}})
+	m.Apply(noon, whole(peerLease(2), rival))
+	d := m.Apply(noon, Change{Revision: 11, Gone: []string{"10.5.2.0-24"}})
 	if len(d) != 2 || d[0].Before.Node != "node2" || d[0].After.Node != "" || d[1].After.Node != "node3" {
 		t.Errorf("deltas %+v", d)
 	}
@@ -123,7 +127,7 @@ func TestMirrorGivesTheNextInLineWhatAnOlderLeaseLetsGo(t *testing.T) {
 func TestMirrorKeepsOwnLeaseAndReservationsApart(t *testing.T) {
 	m := newTestMirror(t, "ipv4")
 	reserved := Lease{Subnets: Subnets{netip.MustParsePrefix("10.5.9.0/24")}, Node: "node9"}
-	m.Apply(whole(peerLease(1), peerLease(2), reserved))
+	m.Apply(noon, whole(peerLease(1), peerLease(2), reserved))
 	if peersOf(m) != "10.5.2.0-24" || len(m.Problems()) != 0 {
 		t.Errorf("peers %s, problems %v", peersOf(m), m.Problems())
 	}
@@ -154,7 +158,7 @@ func TestMirrorIsAFunctionOfTheRecords(t *testing.T) {
 					c.Leases = append(c.Leases, l)
 				}
 			}
-			for _, d := range m.Apply(c) {
+			for _, d := range m.Apply(noon, c) {
 				if !sum[d.subnets()].SameContent(d.Before) {
 					t.Fatalf("seed %d step %d: before is %+v, was told %+v", seed, step, d.Before, sum[d.subnets()])
 				}
@@ -166,7 +170,7 @@ func TestMirrorIsAFunctionOfTheRecords(t *testing.T) {
 		for _, l := range now {
 			all = append(all, l)
 		}
-		fresh.Apply(whole(all...))
+		fresh.Apply(noon, whole(all...))
 		if peersOf(m) != peersOf(fresh) || fmt.Sprint(m.Problems()) != fmt.Sprint(fresh.Problems()) {
 			t.Fatalf("seed %d:\n%s\n%s\n%v\n%v", seed, peersOf(m), peersOf(fresh), m.Problems(), fresh.Problems())
 		}

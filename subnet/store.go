@@ -3,6 +3,7 @@ package subnet
 import (
 	"context"
 	"errors"
+	"time"
 )
 
 // Errors that callers of a [Store] branch on.
@@ -41,18 +42,29 @@ type Store interface {
 	// another. Keeping alive writes no record and so makes no event; only a
 	// store's lease of another TTL than the store's own is replaced, which
 	// writes once. A reservation is watched only.
-	Hold(ctx context.Context, l Lease) error
+	//
+	// After each renewal it calls alive, if that is not nil, with the time until
+	// which the store keeps the record whatever becomes of this node. It is not
+	// called for a reservation, which the store keeps for good.
+	Hold(ctx context.Context, l Lease, alive func(until time.Time)) error
 
 	// Watch calls to with a whole listing first and then with every change in
 	// order, from the same goroutine, until ctx ends; then it returns nil. On
-	// any doubt whether a change was missed it gives a whole listing again. It
-	// returns an error only where the store refuses.
+	// any doubt whether a change was missed it gives a whole listing again, and
+	// says so if the store is not the one of the listing before. It returns an
+	// error only where the store refuses.
+	//
+	// Now and then, and when the store is back after it was away, it gives an
+	// empty change: the store has answered and there is no news.
 	Watch(ctx context.Context, to func(Change)) error
 }
 
 // Listing is what the store held at one revision.
 type Listing struct {
 	Revision int64
+	// Epoch names the store's life. A store that was wiped, replaced or put back
+	// from a backup has another; "" where nobody has watched it yet.
+	Epoch string
 	// Config is the config as written, nil where there is none.
 	Config []byte
 	// Leases are the records that can be read, Bad those that cannot.
@@ -79,6 +91,11 @@ type Change struct {
 	// they lack is gone.
 	Whole    bool
 	Revision int64
+	// Epoch is the listing's where the change is whole. Different means that the
+	// store is not the one that was told of before: what its listing lacks may
+	// never have been taken back.
+	Epoch     string
+	Different bool
 
 	// ConfigSet means that Config is news; nil says that it was deleted.
 	ConfigSet bool
@@ -93,5 +110,10 @@ type Change struct {
 
 // Whole returns the listing as the change from nothing to it.
 func (l Listing) Whole() Change {
-	return Change{Whole: true, Revision: l.Revision, ConfigSet: true, Config: l.Config, Leases: l.Leases, Bad: l.Bad}
+	return Change{Whole: true, Revision: l.Revision, Epoch: l.Epoch, ConfigSet: true, Config: l.Config, Leases: l.Leases, Bad: l.Bad}
+}
+
+// Empty tells whether the change brings no news but that the store answers.
+func (c Change) Empty() bool {
+	return !c.Whole && !c.ConfigSet && len(c.Leases)+len(c.Bad)+len(c.Gone) == 0
 }

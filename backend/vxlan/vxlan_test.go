@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -66,7 +67,7 @@ func TestStateOwedForLeases(t *testing.T) {
 			}}
 			var in, out strings.Builder
 			mirror := subnet.NewMirror(cfg, subnet.Identity{Node: "node-a", PublicIP: subnet.PerFamily[netip.Addr]{all[0].Endpoints[0].PublicIP, all[0].Endpoints[1].PublicIP}}, self.Check)
-			mirror.Apply(subnet.Change{Whole: true, Leases: all})
+			mirror.Apply(time.Now(), subnet.Change{Whole: true, Leases: all})
 			own, err := self.Own()
 			if err != nil {
 				t.Fatal(err)

@@ -48,6 +48,7 @@ func newFlags() (*pflag.FlagSet, func() (config, error)) {
 	flags.BoolVar(&c.node.IPMasq, "ip-masq", false, "say in the subnet file that traffic leaving the network is masqueraded (the rules themselves are not made yet)")
 	flags.StringVar(&c.node.Name, "node-name", "", "`name` that identifies this node to others (the host's name if empty)")
 	flags.DurationVar(&ttl, "lease-ttl", subnet.DefaultLeaseTTL, "`time` for which the subnet is kept for this node when it is gone")
+	flags.DurationVar(&c.node.PeerGrace, "peer-grace", network.DefaultPeerGrace, "`time` for which peers are kept whose records went with a wiped or replaced etcd (0 for none)")
 	flags.StringVar(&c.node.RunDir, "run-dir", "/run/ripstop", "`folder` for what ends with the boot")
 	flags.StringVar(&c.node.StateDir, "state-dir", "/var/lib/ripstop", "`folder` for what outlives a reboot")
 	flags.StringVar(&c.logLevel, "log-level", "info", "least `level` that is logged: debug, info, warn or error")
@@ -60,6 +61,9 @@ func newFlags() (*pflag.FlagSet, func() (config, error)) {
 		}
 		if c.etcd.LeaseTTL = ttl; ttl < minLeaseTTL {
 			return config{}, fmt.Errorf("--lease-ttl: %s is less than %s", ttl, minLeaseTTL)
+		}
+		if c.node.PeerGrace < 0 {
+			return config{}, fmt.Errorf("--peer-grace: %s is negative", c.node.PeerGrace)
 		}
 		for _, p := range []struct {
 			flag, text string

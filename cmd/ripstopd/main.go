@@ -64,7 +64,7 @@ func run(ctx context.Context, c config) error {
 		return err
 	}
 	defer func() { _ = k.Close() }()
-	err = network.New(c.node, store, k, k, log).Run(ctx)
+	err = network.New(c.node, store, store, k, k, log).Run(ctx)
 	if err == nil {
 		log.Info("told to stop: lease, device and entries stay as they are")
 	}

@@ -156,7 +156,7 @@ func TestAway(t *testing.T) {
 			defer cancel()
 			watched := make(chan error, 1)
 			go func() { watched <- s.Watch(ctx, func(subnet.Change) { t.Error("a change came") }) }()
-			if err := s.Hold(ctx, subnet.Lease{ID: 1}); err != nil {
+			if err := s.Hold(ctx, subnet.Lease{ID: 1}, nil); err != nil {
 				t.Errorf("Hold: %v", err)
 			}
 			if err := <-watched; err != nil {
@@ -232,7 +232,7 @@ func TestAuth(t *testing.T) {
 				}
 				ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
 				defer cancel()
-				if err := s.Hold(ctx, got); err != nil {
+				if err := s.Hold(ctx, got, nil); err != nil {
 					t.Errorf("Hold: %v", err)
 				}
 				return

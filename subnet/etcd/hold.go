@@ -9,7 +9,6 @@ import (
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
-	"go.etcd.io/etcd/api/v3/mvccpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"golang.org/x/sync/errgroup"
@@ -46,12 +45,16 @@ type holder struct {
 //
 // Where the etcd lease has another time to live than the store's, the record is
 // moved to a new one, which is a write; the record then has another ID.
-func (s *Store) Hold(ctx context.Context, l subnet.Lease) error {
+func (s *Store) Hold(ctx context.Context, l subnet.Lease, alive func(until time.Time)) error {
+	if alive == nil {
+		alive = func(time.Time) {}
+	}
 	id := clientv3.LeaseID(l.ID)
+	defer s.held.add(heldRecord{s.recordKey(l.Subnets), l.Created})()
 	h := &holder{s: s, key: s.recordKey(l.Subnets), node: l.Node, id: id, own: map[clientv3.LeaseID]bool{id: true}}
 	g, ctx := errgroup.WithContext(ctx)
 	if !l.Reservation() {
-		g.Go(func() error { return h.renew(ctx) })
+		g.Go(func() error { return h.renew(ctx, alive) })
 	}
 	g.Go(func() error { return h.guard(ctx) })
 	if err := g.Wait(); err != nil {
@@ -66,8 +69,8 @@ const (
 	holdMostWait  = 10 * time.Second
 )
 
-// renew keeps the etcd lease alive. It returns nil when ctx ends.
-func (h *holder) renew(ctx context.Context) error {
+// renew keeps the etcd lease alive, and says until when it is. It returns nil when ctx ends.
+func (h *holder) renew(ctx context.Context, alive func(until time.Time)) error {
 	out := newOutage(h.s.log, "hold")
 	// Until etcd says what was granted, what this store grants is the best guess.
 	ttl := time.Duration(h.s.opts.ttlSeconds()) * time.Second
@@ -94,6 +97,7 @@ func (h *holder) renew(ctx context.Context) error {
 					ttl = time.Duration(moved) * time.Second
 				}
 			}
+			alive(renewed.Add(ttl))
 			interval := min(ttl/3, maxRenewInterval)
 			if !sleep(ctx, interval-rand.N(interval/8+1)) {
 				return nil
@@ -111,20 +115,24 @@ func (h *holder) renew(ctx context.Context) error {
 }
 
 // renewOnce asks etcd once to renew, and returns the lease's time to live in
-// seconds. The client's KeepAliveOnce repeats without a pause while a server
-// has no leader.
+// seconds.
 func (h *holder) renewOnce(ctx context.Context, expiry time.Time) (int64, error) {
 	ctx, cancel := h.s.limited(ctx)
 	defer cancel()
 	// A try must not outlast the lease, nor be cut so short that it cannot succeed.
 	ctx, cancelLate := context.WithDeadline(ctx, laterOf(expiry, time.Now().Add(time.Second)))
 	defer cancelLate()
-	id := int64(h.current())
-	stream, err := h.s.leases.LeaseKeepAlive(ctx, grpc.WaitForReady(true))
+	return h.s.keepAlive(ctx, h.current())
+}
+
+// keepAlive renews an etcd lease once and returns its time to live in seconds.
+// The client's KeepAliveOnce repeats without a pause while a server has no leader.
+func (s *Store) keepAlive(ctx context.Context, id clientv3.LeaseID) (int64, error) {
+	stream, err := s.leases.LeaseKeepAlive(ctx, grpc.WaitForReady(true))
 	if err != nil {
 		return 0, clientv3.ContextError(ctx, err)
 	}
-	if err := stream.Send(&pb.LeaseKeepAliveRequest{ID: id}); err != nil {
+	if err := stream.Send(&pb.LeaseKeepAliveRequest{ID: int64(id)}); err != nil {
 		return 0, clientv3.ContextError(ctx, err)
 	}
 	resp, err := stream.Recv()
@@ -217,87 +225,4 @@ func (h *holder) move(ctx context.Context, granted int64) (int64, error) {
 	}
 	h.s.revoke(ctx, h.moveDone())
 	return ttl, nil
-}
-
-func (h *holder) get(ctx context.Context) (*mvccpb.KeyValue, error) {
-	kv, _, err := h.getAt(ctx)
-	return kv, err
-}
-
-// getAt reads the record, nil for none, and the store's revision.
-func (h *holder) getAt(ctx context.Context) (*mvccpb.KeyValue, int64, error) {
-	ctx, cancel := h.s.limited(ctx)
-	defer cancel()
-	resp, err := h.s.client.Get(ctx, h.key)
-	if err != nil {
-		return nil, 0, err
-	}
-	if len(resp.Kvs) == 0 {
-		return nil, resp.Header.Revision, nil
-	}
-	return resp.Kvs[0], resp.Header.Revision, nil
-}
-
-// guard watches the record and returns once it is another's or gone. It is
-// silent about an etcd that is away: renew and Watch speak of that.
-func (h *holder) guard(ctx context.Context) error {
-	b := pauses(watchFirstWait, watchMostWait)
-	for {
-		began := time.Now()
-		err := h.guardOnce(ctx)
-		switch {
-		case ctx.Err() != nil:
-			return nil
-		case errors.Is(err, subnet.ErrLeaseLost):
-			return err
-		case time.Since(began) > watchSettled:
-			b.Reset()
-		}
-		if !pause(ctx, b) {
-			return nil
-		}
-	}
-}
-
-func (h *holder) guardOnce(ctx context.Context) error {
-	kv, rev, err := h.getAt(ctx)
-	if err != nil {
-		return err
-	}
-	if err := h.judge(kv); err != nil {
-		return err
-	}
-	ctx, cancel := context.WithCancel(clientv3.WithRequireLeader(ctx))
-	defer cancel()
-	for resp := range h.s.client.Watch(ctx, h.key, clientv3.WithRev(rev+1)) {
-		if err := resp.Err(); err != nil {
-			return err
-		}
-		for _, e := range resp.Events {
-			if e.Type == mvccpb.DELETE {
-				return h.judge(nil)
-			}
-			if err := h.judge(e.Kv); err != nil {
-				return err
-			}
-		}
-	}
-	return errWatchEnded
-}
-
-// judge tells why a record, nil for none, is not the holder's any more.
-func (h *holder) judge(kv *mvccpb.KeyValue) error {
-	if kv == nil {
-		return fmt.Errorf("%w: its record was deleted", subnet.ErrLeaseLost)
-	}
-	l, err := subnet.ParseRecord(h.key[len(h.s.recordsKey()):], kv.Value)
-	if err != nil {
-		return fmt.Errorf("%w: its record was overwritten and cannot be read: %w", subnet.ErrLeaseLost, err)
-	}
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if l.Node != h.node || !h.own[clientv3.LeaseID(kv.Lease)] {
-		return fmt.Errorf("%w: its record was overwritten by %s", subnet.ErrLeaseLost, l.Holder())
-	}
-	return nil
 }

@@ -50,14 +50,15 @@ func (s *Store) listOnce(ctx context.Context) (subnet.Listing, error) {
 	}
 }
 
-// firstPage reads the config and the first records in one transaction, whose
-// revision is the listing's.
+// firstPage reads the config, the epoch and the first records in one
+// transaction, whose revision is the listing's.
 func (s *Store) firstPage(ctx context.Context, end string) (kvs []*mvccpb.KeyValue, l subnet.Listing, more bool, err error) {
 	ctx, cancel := s.limited(ctx)
 	defer cancel()
 	resp, err := s.client.Txn(ctx).Then(
 		clientv3.OpGet(s.configKey()),
 		clientv3.OpGet(s.recordsKey(), clientv3.WithRange(end), clientv3.WithLimit(s.pageSize)),
+		clientv3.OpGet(s.epochKey()),
 	).Commit()
 	if err != nil {
 		return nil, l, false, err
@@ -66,6 +67,7 @@ func (s *Store) firstPage(ctx context.Context, end string) (kvs []*mvccpb.KeyVal
 	if cfg := resp.Responses[0].GetResponseRange(); len(cfg.Kvs) > 0 {
 		l.Config = notNil(cfg.Kvs[0].Value)
 	}
+	l.Epoch = epochOf(resp.Header, resp.Responses[2].GetResponseRange().Kvs)
 	page := resp.Responses[1].GetResponseRange()
 	return page.Kvs, l, page.More, nil
 }

@@ -2,6 +2,7 @@ package etcd
 
 import (
 	"context"
+	"crypto/rand"
 	"flag"
 	"fmt"
 	"os"
@@ -13,7 +14,6 @@ import (
 	"go.uber.org/goleak"
 	"go.uber.org/zap"
 
-	"github.com/ripstop-net/ripstop/subnet"
 	"github.com/ripstop-net/ripstop/subnet/subnettest"
 	"github.com/ripstop-net/ripstop/subnet/subnettest/etcdserver"
 )
@@ -22,6 +22,7 @@ import (
 var shared *etcdserver.Server
 
 func TestMain(m *testing.M) {
+	holdIfChild()
 	etcdserver.RunIfChild()
 	// Most of these tests wait most of the time.
 	flag.Parse()
@@ -168,6 +169,24 @@ func (h hand) SetConfig(value []byte) {
 	h.must(err)
 }
 
+func (h hand) NewEpoch() {
+	ctx, cancel := h.ctx()
+	defer cancel()
+	_, err := h.c.Put(ctx, h.prefix+"/ripstop/epoch", rand.Text())
+	h.must(err)
+}
+
+func (h hand) Vanish(node string) {
+	ctx, cancel := h.ctx()
+	defer cancel()
+	resp, err := h.c.Get(ctx, h.prefix+"/ripstop/nodes/"+node)
+	h.must(err)
+	for _, kv := range resp.Kvs {
+		_, err := h.c.Revoke(ctx, clientv3.LeaseID(kv.Lease))
+		h.must(err)
+	}
+}
+
 func newHand(t *testing.T, where, prefix string) hand {
 	return hand{t: t, c: raw(t, where), prefix: prefix}
 }
@@ -176,8 +195,10 @@ func TestConformance(t *testing.T) {
 	subnettest.Conformance(t, func(t *testing.T) subnettest.Harness {
 		prefix := newPrefix()
 		return subnettest.Harness{
-			Open: func(t *testing.T) subnet.Store {
-				return open(t, Options{Endpoints: []string{shared.URL()}, Prefix: prefix})
+			Open: func(t *testing.T) subnettest.Client {
+				s := open(t, Options{Endpoints: []string{shared.URL()}, Prefix: prefix})
+				s.checkEvery = 300 * time.Millisecond
+				return s
 			},
 			Hand: newHand(t, shared.URL(), prefix),
 		}

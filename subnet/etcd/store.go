@@ -17,7 +17,7 @@ import (
 	"github.com/ripstop-net/ripstop/subnet"
 )
 
-// Store is a [subnet.Store] on etcd.
+// Store is a [subnet.Store] and a [subnet.Presence] on etcd.
 type Store struct {
 	opts   Options
 	tls    *tls.Config
@@ -25,10 +25,16 @@ type Store struct {
 	leases pb.LeaseClient
 	log    *zap.Logger
 
-	pageSize int64
+	held *heldRecords
+
+	pageSize                            int64
+	checkEvery, auditEvery, presenceTTL time.Duration
 }
 
-var _ subnet.Store = (*Store)(nil)
+var (
+	_ subnet.Store    = (*Store)(nil)
+	_ subnet.Presence = (*Store)(nil)
+)
 
 // Limits on a connection: a peer that vanished without a word is noticed after
 // keepAliveTime and keepAliveTimeout together. gRPC takes no keepAliveTime
@@ -36,7 +42,10 @@ var _ subnet.Store = (*Store)(nil)
 const (
 	keepAliveTime    = 10 * time.Second
 	keepAliveTimeout = 3 * time.Second
-	maxReconnectWait = 5 * time.Second
+	connectTimeout   = 5 * time.Second
+	// maxReconnectWait, a fifth of jitter added, leaves time to act within two
+	// seconds of etcd's return.
+	maxReconnectWait = 1300 * time.Millisecond
 )
 
 // unusedToken stands for a token until the first request; see Open.
@@ -71,7 +80,7 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 				Backoff: grpcbackoff.Config{
 					BaseDelay: 200 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: maxReconnectWait,
 				},
-				MinConnectTimeout: maxReconnectWait,
+				MinConnectTimeout: connectTimeout,
 			}),
 			// A web proxy from the environment is not the way to the network's store.
 			grpc.WithNoProxy(),
@@ -93,7 +102,8 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 	}
 	return &Store{
 		opts: o, tls: tlsConfig, client: client, log: o.Log,
-		leases: clientv3.RetryLeaseClient(client), pageSize: pageSize,
+		leases: clientv3.RetryLeaseClient(client), held: newHeldRecords(),
+		pageSize: pageSize, checkEvery: checkEvery, auditEvery: auditEvery, presenceTTL: subnet.PresenceTTL,
 	}, nil
 }
 

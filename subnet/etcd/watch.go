@@ -10,39 +10,57 @@ import (
 
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
-	"google.golang.org/grpc/connectivity"
+	"go.uber.org/zap"
 
 	"github.com/ripstop-net/ripstop/subnet"
 )
 
-// Waits between tries of Watch. A listing is the dearest request there is.
+// Waits between tries of Watch. A listing is the dearest request there is; what
+// is cheap is asked more often.
 const (
 	watchFirstWait = 200 * time.Millisecond
 	watchMostWait  = 15 * time.Second
+	cheapMostWait  = time.Second
 	// watchSettled is how long a watch must have run for its waits to begin anew.
 	watchSettled = 30 * time.Second
-	// absence is how long a connection may be gone before that is worth a word.
-	absence = 2 * time.Second
 )
-
-// errAnotherStore means that what answers cannot be the store that was listed.
-var errAnotherStore = errors.New("etcd is not the one it was: its revision went back or its cluster is another")
 
 // errWatchEnded means that the client closed a watch without saying why.
 var errWatchEnded = errors.New("watch ended")
 
+// errAudit ends a watch for a listing that nothing asked for.
+var errAudit = errors.New("time for an audit")
+
+// seen is how far a watch has told of the store.
+type seen struct {
+	epoch    string
+	revision atomic.Int64
+	// doubted says that the next listing may be another store's.
+	doubted bool
+}
+
 // Watch lists and follows config and records; see [subnet.Store]. Changes of
 // the config and changes of records are each in order; a change's Revision
-// never goes back. A connection that is lost and comes back misses nothing,
-// unless etcd has compacted what happened in between: then comes a listing.
+// never goes back, but with another store. A connection that is lost and comes
+// back misses nothing, unless etcd has compacted what happened in between: then
+// comes a listing.
 func (s *Store) Watch(ctx context.Context, to func(subnet.Change)) error {
 	out := newOutage(s.log, "watch")
 	b := pauses(watchFirstWait, watchMostWait)
+	var seen seen
 	for {
 		began := time.Now()
-		err := s.follow(ctx, to, out)
-		if ctx.Err() != nil {
+		err := s.follow(ctx, to, &seen, out)
+		switch {
+		case ctx.Err() != nil:
 			return nil
+		case errors.Is(err, errAnotherStore):
+			s.log.Warn("store may not be the one it was, listing again", zap.Error(err))
+			seen.doubted = true
+			s.held.ring()
+			continue
+		case errors.Is(err, errAudit):
+			continue
 		}
 		if err = s.explain(ctx, err); errors.Is(err, subnet.ErrRefused) {
 			return fmt.Errorf("watch %s: %w", s.opts.Prefix, err)
@@ -54,29 +72,51 @@ func (s *Store) Watch(ctx context.Context, to func(subnet.Change)) error {
 		if time.Since(began) > watchSettled {
 			b.Reset()
 		}
-		if !pause(ctx, b) {
+		if !s.awaitAnswer(ctx) || !pause(ctx, b) {
 			return nil
 		}
 	}
 }
 
+// awaitAnswer asks something cheap until etcd answers, so that its return is
+// noticed at once and yet costs no listing after another. It returns false if
+// ctx ended first.
+func (s *Store) awaitAnswer(ctx context.Context) bool {
+	b := pauses(watchFirstWait, cheapMostWait)
+	for {
+		rctx, cancel := s.limited(ctx)
+		_, err := s.client.Get(rctx, s.epochKey(), clientv3.WithCountOnly())
+		cancel()
+		if err == nil || s.refusal(err) != "" {
+			return ctx.Err() == nil
+		}
+		if !pause(ctx, b) {
+			return false
+		}
+	}
+}
+
 // follow gives one listing and all changes after it, until something ends it.
-func (s *Store) follow(ctx context.Context, to func(subnet.Change), out *outage) error {
-	l, err := s.List(ctx)
+func (s *Store) follow(ctx context.Context, to func(subnet.Change), seen *seen, out *outage) error {
+	l, err := s.listEpoch(ctx)
 	if err != nil {
 		return err
 	}
 	out.back()
-	to(l.Whole())
+	whole := l.Whole()
+	whole.Different = seen.doubted || seen.epoch != "" && (l.Epoch != seen.epoch || l.Revision < seen.revision.Load())
+	seen.epoch, seen.doubted = l.Epoch, false
+	seen.revision.Store(l.Revision)
+	to(whole)
 
 	ctx, cancel := context.WithCancel(clientv3.WithRequireLeader(ctx))
-	doubt := make(chan error, 1)
-	var seen atomic.Int64
-	seen.Store(l.Revision)
+	doubt, alive := make(chan error, 1), make(chan struct{}, 1)
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	defer cancel()
-	wg.Go(func() { s.observe(ctx, &seen, out, doubt) })
+	wg.Go(func() { s.observe(ctx, seen, out, alive, doubt) })
+	audit := time.NewTimer(jittered(s.auditEvery))
+	defer audit.Stop()
 
 	from := clientv3.WithRev(l.Revision + 1)
 	config := s.client.Watch(ctx, s.configKey(), from)
@@ -89,6 +129,11 @@ func (s *Store) follow(ctx context.Context, to func(subnet.Change), out *outage)
 			return ctx.Err()
 		case err := <-doubt:
 			return err
+		case <-audit.C:
+			return errAudit
+		case <-alive:
+			to(subnet.Change{Revision: seen.revision.Load()})
+			continue
 		case resp, ok = <-config:
 			read = configChange
 		case resp, ok = <-records:
@@ -103,8 +148,8 @@ func (s *Store) follow(ctx context.Context, to func(subnet.Change), out *outage)
 		}
 		c := read(resp.Events)
 		// Two watches: one may lag behind the other.
-		c.Revision = max(resp.Events[len(resp.Events)-1].Kv.ModRevision, seen.Load())
-		seen.Store(c.Revision)
+		c.Revision = max(resp.Events[len(resp.Events)-1].Kv.ModRevision, seen.revision.Load())
+		seen.revision.Store(c.Revision)
 		to(c)
 	}
 }
@@ -140,72 +185,29 @@ func (s *Store) recordChange(events []*clientv3.Event) subnet.Change {
 }
 
 // observe tells when the connection goes and comes: the client's watch resumes
-// by itself and says nothing. When it is back, what answers is looked at, for
-// a store that was wiped would leave the watch waiting without an error.
-func (s *Store) observe(ctx context.Context, seen *atomic.Int64, out *outage, doubt chan<- error) {
-	conn := s.client.ActiveConnection()
+// by itself and says nothing. When it is back, and now and then, what answers is
+// looked at.
+func (s *Store) observe(ctx context.Context, seen *seen, out *outage, alive chan<- struct{}, doubt chan<- error) {
 	for {
-		// A connection that is ready again by now was away all the same.
-		if !conn.WaitForStateChange(ctx, connectivity.Ready) {
+		tick, cancel := context.WithTimeout(ctx, jittered(s.checkEvery))
+		lost := s.awaitLoss(tick)
+		cancel()
+		if lost && !s.awaitReturn(ctx, func() {
+			out.lost(func() error { return s.explain(ctx, context.DeadlineExceeded) })
+		}) || ctx.Err() != nil {
 			return
 		}
-		if !s.awaitReturn(ctx, out) {
-			return
-		}
-		if err := s.sameStore(ctx, seen.Load()); err != nil {
+		if err := s.sameStore(ctx, seen, out); err != nil {
 			doubt <- err // It has room for the one word that is ever sent.
 			return
 		}
-		out.back()
-	}
-}
-
-// awaitReturn waits for the connection to be ready, and speaks up if that takes
-// its time.
-func (s *Store) awaitReturn(ctx context.Context, out *outage) bool {
-	conn := s.client.ActiveConnection()
-	patience, cancel := context.WithTimeout(ctx, absence)
-	defer cancel()
-	said := false
-	for {
-		state := conn.GetState()
-		if state == connectivity.Ready {
-			return true
-		}
-		if conn.WaitForStateChange(patience, state) {
-			continue
-		}
 		if ctx.Err() != nil {
-			return false
+			return
 		}
-		if !said {
-			said = true
-			out.lost(func() error { return s.explain(ctx, context.DeadlineExceeded) })
-		}
-		patience = ctx
-	}
-}
-
-// sameStore asks until it has an answer whether the store can be the one that
-// was at revision seen. A cheap question: it cannot tell a store that was wiped
-// and has been written as often since.
-func (s *Store) sameStore(ctx context.Context, seen int64) error {
-	b := pauses(watchFirstWait, watchMostWait)
-	for {
-		rctx, cancel := s.limited(ctx)
-		resp, err := s.client.Get(rctx, s.configKey(), clientv3.WithCountOnly())
-		cancel()
-		if err == nil {
-			if resp.Header.Revision < seen {
-				return errAnotherStore
-			}
-			return nil
-		}
-		if s.refusal(err) != "" {
-			return err
-		}
-		if !pause(ctx, b) {
-			return nil
+		out.back()
+		select {
+		case alive <- struct{}{}:
+		default:
 		}
 	}
 }

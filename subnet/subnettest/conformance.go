@@ -14,10 +14,17 @@ import (
 	"github.com/ripstop-net/ripstop/subnet"
 )
 
+// Client is what nodes use of a store.
+type Client interface {
+	subnet.Store
+	subnet.Presence
+}
+
 // Harness is an empty store as the suite needs it.
 type Harness struct {
-	// Open returns another client of the same store. It is closed by the test's cleanup.
-	Open func(t *testing.T) subnet.Store
+	// Open returns another client of the same store. It is closed by the test's
+	// cleanup. Its Watch tells at least each second that the store is there.
+	Open func(t *testing.T) Client
 	// Hand changes the store behind its clients' backs.
 	Hand Hand
 }
@@ -32,6 +39,10 @@ type Hand interface {
 	Expire(key string)
 	// SetConfig writes the config; nil deletes it.
 	SetConfig(value []byte)
+	// NewEpoch makes the store another one.
+	NewEpoch()
+	// Vanish ends the presence of a node, as time does.
+	Vanish(node string)
 }
 
 // patience is how long the suite waits for what must come.
@@ -55,11 +66,19 @@ func Conformance(t *testing.T, open func(t *testing.T) Harness) {
 		{"WriteHeedsContext", heedsContext},
 		{"WatchOrder", watchOrder},
 		{"WatchMissesNothing", watchMissesNothing},
+		{"WatchTellsOfAnotherStore", watchDifferent},
+		{"WatchTellsThatTheStoreIsThere", watchSign},
 		{"HoldEndsWithContext", holdCancel},
 		{"HoldLost", holdLost},
 		{"HoldOwnRewrite", holdOwnRewrite},
 		{"HoldReservation", holdReservation},
 		{"HoldMakesNoEvent", holdSilent},
+		{"HoldTellsUntilWhen", holdUntil},
+		{"AppearRefusesATwin", appearTwin},
+		{"AppearTakesOverItsOwn", appearAgain},
+		{"AppearRace", appearRace},
+		{"StayEnds", stayEnds},
+		{"PresenceMakesNoEvent", presenceSilent},
 		{"ClaimWithRoom", func(t *testing.T, h Harness) { claimants(t, h, `"Network":"10.5.0.0/16"`, 0) }},
 		{"ClaimExactlyEnough", func(t *testing.T, h Harness) {
 			claimants(t, h, `"Network":"10.5.0.0/16","SubnetMin":"10.5.1.0","SubnetMax":"10.5.50.0"`, 0)

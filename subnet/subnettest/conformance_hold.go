@@ -17,7 +17,7 @@ func hold(t *testing.T, s subnet.Store, l subnet.Lease) (stop, wait func() error
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	go func() { done <- s.Hold(ctx, l) }()
+	go func() { done <- s.Hold(ctx, l, nil) }()
 	wait = sync.OnceValue(func() error {
 		defer cancel()
 		return within(done)
@@ -121,6 +121,43 @@ func holdSilent(t *testing.T, h Harness) {
 	r.Silent(settle)
 	if got := mustList(t, s).Revision; got != before {
 		t.Errorf("holding moved the store from revision %d to %d", before, got)
+	}
+}
+
+func holdUntil(t *testing.T, h Harness) {
+	s := h.Open(t)
+	l := mustWrite(t, s, testLease(1))
+	h.Hand.Put("10.5.2.0-24", testLease(2).Record(), false)
+	reserved := mustList(t, s).Leases[1]
+	told := make(chan time.Time, 100)
+	began := time.Now()
+	for _, l := range []subnet.Lease{l, reserved} {
+		ctx, cancel := context.WithCancel(context.Background())
+		done := make(chan error, 1)
+		go func() {
+			done <- s.Hold(ctx, l, func(until time.Time) {
+				if l.Reservation() {
+					t.Error("a reservation is told to end")
+				}
+				told <- until
+			})
+		}()
+		if l.Reservation() {
+			time.Sleep(settle)
+		} else {
+			select {
+			case until := <-told:
+				if until.Before(began) || until.After(time.Now().Add(subnet.DefaultLeaseTTL)) {
+					t.Errorf("kept until %s, now is %s", until, time.Now())
+				}
+			case <-time.After(patience):
+				t.Error("it is not told")
+			}
+		}
+		cancel()
+		if err := within(done); err != nil {
+			t.Error(err)
+		}
 	}
 }
 

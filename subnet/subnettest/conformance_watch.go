@@ -14,7 +14,7 @@ import (
 	"github.com/ripstop-net/ripstop/subnet"
 )
 
-// Recorder runs a Watch and keeps what it delivers.
+// Recorder runs a Watch and keeps what it delivers, but for empty changes.
 type Recorder struct {
 	t       *testing.T
 	changes chan subnet.Change
@@ -27,7 +27,11 @@ func Record(t *testing.T, s subnet.Store) *Recorder {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() {
-		done <- s.Watch(ctx, func(c subnet.Change) { r.changes <- c })
+		done <- s.Watch(ctx, func(c subnet.Change) {
+			if !c.Empty() {
+				r.changes <- c
+			}
+		})
 	}()
 	t.Cleanup(func() {
 		cancel()
@@ -127,6 +131,57 @@ func watchOrder(t *testing.T, h Harness) {
 	h.Hand.Delete(second.Subnets.Key())
 	if c := next(); !slices.Equal(c.Gone, []string{second.Subnets.Key()}) {
 		t.Fatalf("a deleted record is told as %+v", c)
+	}
+}
+
+func watchDifferent(t *testing.T, h Harness) {
+	l := mustWrite(t, h.Open(t), testLease(1))
+	a, b := Record(t, h.Open(t)), Record(t, h.Open(t))
+	first := a.Next()
+	if again := b.Next(); first.Different || again.Different || first.Epoch == "" || again.Epoch != first.Epoch {
+		t.Fatalf("first changes are %+v and %+v", first, again)
+	}
+	if listed := mustList(t, h.Open(t)); listed.Epoch != first.Epoch {
+		t.Errorf("lists epoch %q, told was %q", listed.Epoch, first.Epoch)
+	}
+	h.Hand.NewEpoch()
+	for _, r := range []*Recorder{a, b} {
+		if c := r.Next(); !c.Whole || !c.Different || c.Epoch == first.Epoch || c.Epoch == "" || !slices.Equal(c.Leases, []subnet.Lease{l}) {
+			t.Errorf("of another store is told %+v", c)
+		}
+	}
+	h.Hand.Delete(l.Subnets.Key())
+	for _, r := range []*Recorder{a, b} {
+		if c := r.Next(); c.Whole || !slices.Equal(c.Gone, []string{l.Subnets.Key()}) {
+			t.Errorf("then is told %+v", c)
+		}
+	}
+}
+
+func watchSign(t *testing.T, h Harness) {
+	s := h.Open(t)
+	ctx, cancel := context.WithCancel(context.Background())
+	done, signs := make(chan error, 1), make(chan int64, 1000)
+	go func() {
+		done <- s.Watch(ctx, func(c subnet.Change) {
+			if c.Empty() {
+				signs <- c.Revision
+			}
+		})
+	}()
+	for range 3 {
+		select {
+		case rev := <-signs:
+			if rev < 1 {
+				t.Errorf("a sign at revision %d", rev)
+			}
+		case <-time.After(patience):
+			t.Fatal("no sign of the store")
+		}
+	}
+	cancel()
+	if err := within(done); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"maps"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/ripstop-net/ripstop/subnet"
 )
@@ -17,12 +18,15 @@ import (
 type Memory struct {
 	mu       sync.Mutex
 	revision int64
+	epoch    int
 	config   []byte
 	records  map[string]record
+	living   map[int64]subnet.Living
 	lease    int64 // the last that was granted
 	away     bool
 	refuses  bool
 	watches  map[*watch]struct{}
+	sign     time.Duration
 	// changed is closed, and made anew, whenever anything here is another.
 	changed chan struct{}
 }
@@ -35,11 +39,14 @@ type record struct {
 
 // watch is what one call of Watch has yet to deliver.
 type watch struct {
-	relist bool
-	queue  []subnet.Change
+	relist, different bool
+	queue             []subnet.Change
 }
 
-var _ subnet.Store = (*Memory)(nil)
+var (
+	_ subnet.Store    = (*Memory)(nil)
+	_ subnet.Presence = (*Memory)(nil)
+)
 
 // errAway is what calls return while the store is away.
 var errAway = errors.New("store is away")
@@ -47,7 +54,8 @@ var errAway = errors.New("store is away")
 // NewMemory returns an empty store. Its revision is 1, as a new etcd's.
 func NewMemory() *Memory {
 	return &Memory{
-		revision: 1, records: map[string]record{}, watches: map[*watch]struct{}{}, changed: make(chan struct{}),
+		revision: 1, epoch: 1, records: map[string]record{}, living: map[int64]subnet.Living{},
+		watches: map[*watch]struct{}{}, sign: 30 * time.Second, changed: make(chan struct{}),
 	}
 }
 
@@ -75,7 +83,7 @@ func (m *Memory) check(ctx context.Context) error {
 }
 
 func (m *Memory) list() subnet.Listing {
-	l := subnet.Listing{Revision: m.revision, Config: slices.Clone(m.config)}
+	l := subnet.Listing{Revision: m.revision, Epoch: fmt.Sprint("epoch ", m.epoch), Config: slices.Clone(m.config)}
 	for _, key := range slices.Sorted(maps.Keys(m.records)) {
 		m.records[key].read(key, &l.Leases, &l.Bad)
 	}
@@ -156,9 +164,11 @@ func (m *Memory) broadcast() {
 	m.changed = make(chan struct{})
 }
 
-// Hold waits until ctx ends or the record is another's or gone.
-func (m *Memory) Hold(ctx context.Context, l subnet.Lease) error {
+// Hold waits until ctx ends or the record is another's or gone. It says once
+// that the record is kept for a day.
+func (m *Memory) Hold(ctx context.Context, l subnet.Lease, alive func(until time.Time)) error {
 	key := l.Subnets.Key()
+	renew := alive != nil && !l.Reservation()
 	for {
 		m.mu.Lock()
 		r, there := m.records[key]
@@ -169,6 +179,10 @@ func (m *Memory) Hold(ctx context.Context, l subnet.Lease) error {
 		}
 		if !away && (!there || !r.heldBy(key, l)) {
 			return fmt.Errorf("hold %s: %w", key, subnet.ErrLeaseLost)
+		}
+		if !away && renew {
+			renew = false
+			alive(time.Now().Add(subnet.DefaultLeaseTTL))
 		}
 		select {
 		case <-ctx.Done():
@@ -194,9 +208,15 @@ func (m *Memory) Watch(ctx context.Context, to func(subnet.Change)) error {
 		defer m.mu.Unlock()
 		delete(m.watches, w)
 	}()
+	m.mu.Lock()
+	sign := time.NewTicker(m.sign)
+	m.mu.Unlock()
+	defer sign.Stop()
 	for ctx.Err() == nil {
 		m.mu.Lock()
 		next, refused, changed := m.next(w)
+		quiet := subnet.Change{Revision: m.revision}
+		away := m.away
 		m.mu.Unlock()
 		switch {
 		case refused:
@@ -208,6 +228,10 @@ func (m *Memory) Watch(ctx context.Context, to func(subnet.Change)) error {
 		select {
 		case <-ctx.Done():
 		case <-changed:
+		case <-sign.C:
+			if !away {
+				to(quiet)
+			}
 		}
 	}
 	return nil
@@ -221,8 +245,9 @@ func (m *Memory) next(w *watch) (c *subnet.Change, refused bool, changed <-chan 
 	case w.relist && m.refuses:
 		return nil, true, nil
 	case w.relist:
-		w.relist, w.queue = false, nil
 		whole := m.list().Whole()
+		whole.Different = w.different
+		*w = watch{}
 		return &whole, false, nil
 	case len(w.queue) > 0:
 		first := w.queue[0]
@@ -319,4 +344,38 @@ func (m *Memory) Compact() {
 		w.relist, w.queue = true, nil
 	}
 	m.broadcast()
+}
+
+// NewEpoch makes the store another one with the same in it.
+func (m *Memory) NewEpoch() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.newEpoch()
+}
+
+func (m *Memory) newEpoch() {
+	m.epoch++
+	for w := range m.watches {
+		// A watch that has told of nothing yet knows of no other store.
+		*w = watch{relist: true, different: w.different || !w.relist}
+	}
+	m.broadcast()
+}
+
+// Wipe makes the store another one with nothing in it, at revision 1.
+func (m *Memory) Wipe() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.revision, m.config = 1, nil
+	clear(m.records)
+	clear(m.living)
+	m.newEpoch()
+}
+
+// Sign sets how often a watch that begins from now on is told that the store
+// is there; it is 30 s at first.
+func (m *Memory) Sign(every time.Duration) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.sign = every
 }

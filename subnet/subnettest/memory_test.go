@@ -16,7 +16,8 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 func TestMemoryConformance(t *testing.T) {
 	subnettest.Conformance(t, func(*testing.T) subnettest.Harness {
 		m := subnettest.NewMemory()
-		return subnettest.Harness{Open: func(*testing.T) subnet.Store { return m }, Hand: m}
+		m.Sign(50 * time.Millisecond)
+		return subnettest.Harness{Open: func(*testing.T) subnettest.Client { return m }, Hand: m}
 	})
 }
 

@@ -1,8 +1,10 @@
 package network
 
 import (
+	"crypto/rand"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -38,25 +40,20 @@ func lockRunDir(dir string) (unlock func(), err error) {
 	return func() { _ = f.Close() }, nil
 }
 
-const configFile = "config.json"
-
-// saveConfig keeps the text of the config that the node works with.
-func saveConfig(dir string, text []byte) error {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return fmt.Errorf("make the state folder (--state-dir): %w", err)
+// token reads what tells this machine from another of the same name, and makes
+// it where there is none. It ends with the boot, so no image carries it along.
+func token(dir string) (string, error) {
+	path := filepath.Join(dir, "token")
+	old, err := os.ReadFile(path)
+	if text := strings.TrimSpace(string(old)); err == nil && text != "" {
+		return text, nil
 	}
-	path := filepath.Join(dir, configFile)
-	if old, err := os.ReadFile(path); err == nil && string(old) == string(text) {
-		return nil
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return "", fmt.Errorf("read this machine's token: %w", err)
 	}
-	return renameio.WriteFile(path, text, 0o600)
-}
-
-// savedConfig reads what saveConfig kept.
-func savedConfig(dir string) (chosenConfig, error) {
-	text, err := os.ReadFile(filepath.Join(dir, configFile))
-	if err != nil {
-		return chosenConfig{}, err
+	text := rand.Text()
+	if err := renameio.WriteFile(path, []byte(text+"\n"), 0o600); err != nil {
+		return "", fmt.Errorf("write this machine's token: %w", err)
 	}
-	return parseConfig(text)
+	return text, nil
 }

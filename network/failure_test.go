@@ -1,0 +1,441 @@
+package network
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"go.uber.org/zap/zapcore"
+
+	"github.com/ripstop-net/ripstop/backend"
+	"github.com/ripstop-net/ripstop/subnet"
+)
+
+// deleted lists the deletions among the ops since the last look.
+func (r *rig) deleted() (out []backend.Op) {
+	for _, op := range r.kernel.Ops() {
+		if op.Verb == backend.Delete {
+			out = append(out, op)
+		}
+	}
+	return out
+}
+
+// savesItsLease waits until the lease of now is in the snapshot, with its end.
+func (r *rig) savesItsLease() {
+	r.t.Helper()
+	r.eventually("the lease of now is saved", func() bool {
+		_, own := r.own()
+		s, err := readSnapshot(r.opts.StateDir)
+		return err == nil && s.Lease == own && time.Until(s.Expires) > time.Hour
+	})
+}
+
+// count counts the lines with a message.
+func (r *rig) count(message string) int { return r.logs.FilterMessage(message).Len() }
+
+const heldMessage = "records of peers are gone with a store that is not the one it was, or most at once: the peers are held"
+
+// TestInvariant4WipedStoreLosesNothing: peers are held, the node claims its own
+// subnet again, the peers theirs, and the hold is over.
+func TestInvariant4WipedStoreLosesNothing(t *testing.T) {
+	r := newRig(t)
+	r.store.Sign(20 * time.Millisecond)
+	var peers []subnet.Lease
+	for n := 2; n < 22; n++ {
+		peers = append(peers, r.join(n))
+	}
+	r.start()
+	r.ready()
+	key, own := r.own()
+	before := r.kernel.State()
+	r.kernel.Ops()
+	r.store.Wipe()
+	wiped := time.Now()
+	r.eventually("the same subnet is claimed again", func() bool { k, l := r.own(); return k == key && l.SameContent(own) })
+	if took := time.Since(wiped); took > time.Second {
+		t.Errorf("claiming took %s", took)
+	}
+	r.eventually("the hold is told", func() bool { return r.count(heldMessage) == 1 })
+	r.savesItsLease()
+	for n := 2; n < 22; n++ {
+		r.join(n)
+	}
+	r.eventually("the hold is over", func() bool { return r.count("no peer is held any more") == 1 })
+	if e := r.logs.FilterMessage("no peer is held any more").All()[0].ContextMap(); e["returned"] != int64(20) || e["expired"] != int64(0) {
+		t.Errorf("said %v", e)
+	}
+	if ops := r.kernel.Ops(); len(ops) != 0 || !r.kernel.State().Equal(before) {
+		t.Errorf("the kernel was touched: %v", ops)
+	}
+	// From now on a removal is an ordinary one again.
+	r.store.Delete(peers[0].Subnets.Key())
+	r.eventually("one goes", func() bool { return !r.reaches(peers[0]) })
+}
+
+// TestHeldPeersGoWhenTheGraceEnds: those whose nodes did not come back. One
+// whose subnet another took has moved before.
+func TestHeldPeersGoWhenTheGraceEnds(t *testing.T) {
+	r := newRig(t)
+	r.store.Sign(20 * time.Millisecond)
+	r.opts.PeerGrace = 700 * time.Millisecond
+	second, third, fourth := r.join(2), r.join(3), r.join(4)
+	r.start()
+	r.ready()
+	r.store.Wipe()
+	r.join(2)
+	taker := third
+	taker.Node, taker.Endpoints[0].PublicIP, taker.Endpoints[0].MAC = "node33", netip.MustParseAddr("10.99.0.33"), subnet.MAC{2, 33}
+	r.store.Put(taker.Subnets.Key(), taker.Record(), true)
+	r.eventually("the third's entries move", func() bool {
+		return r.reaches(taker) && r.kernel.State().Has(backend.FDB{Dev: "ripstop.1", MAC: backend.MAC{2, 33}, Remote: netip.MustParseAddr("10.99.0.33")})
+	})
+	if !r.reaches(fourth) {
+		t.Error("the fourth went at once")
+	}
+	r.eventually("the fourth goes", func() bool { return !r.reaches(fourth) })
+	if !r.reaches(second) || !r.reaches(taker) || r.kernel.State().Len() != 2+2*4 {
+		t.Errorf("kernel:\n%s", r.kernel.State())
+	}
+}
+
+func TestHoldIsKeptAcrossARestart(t *testing.T) {
+	r := newRig(t)
+	r.store.Sign(20 * time.Millisecond)
+	second := r.join(2)
+	r.start()
+	r.ready()
+	r.store.Wipe()
+	r.store.SetConfig([]byte(testConfig))
+	r.eventually("it is held", func() bool { return r.count(heldMessage) == 1 })
+	r.stop()
+	r.kernel.Ops()
+	r.start()
+	r.ready()
+	if d := r.deleted(); len(d) != 0 || !r.reaches(second) {
+		t.Errorf("a held peer went with a restart: %v", d)
+	}
+	r.stop()
+	// A store that is another since a time when nobody looked.
+	r.join(2)
+	r.start()
+	r.ready()
+	r.stop()
+	r.store.Wipe()
+	r.store.SetConfig([]byte(testConfig))
+	r.start()
+	r.ready()
+	if d := r.deleted(); len(d) != 0 || !r.reaches(second) {
+		t.Errorf("a peer went with a store that was wiped during a restart: %v", d)
+	}
+	r.stop()
+	// One that leaves the same store meanwhile goes at once.
+	third := r.join(3)
+	r.start()
+	r.ready()
+	r.stop()
+	r.store.Delete(third.Subnets.Key())
+	r.start()
+	r.ready()
+	if r.reaches(third) {
+		t.Error("a peer that left during a restart is still there")
+	}
+}
+
+// TestTakenSubnetIsNeitherStolenNorReplaced: not ready, said once, and claimed
+// as soon as it is free.
+func TestTakenSubnetIsNeitherStolenNorReplaced(t *testing.T) {
+	r := newRig(t)
+	second := r.join(2)
+	r.start()
+	r.ready()
+	key, own := r.own()
+	if err := r.node.NotReady(); err != nil {
+		t.Errorf("not ready: %v", err)
+	}
+	before := r.kernel.State()
+	thief := own
+	thief.Node, thief.Endpoints[0].PublicIP, thief.Endpoints[0].MAC = "node9", netip.MustParseAddr("10.99.0.9"), subnet.MAC{2, 9}
+	r.store.Put(key, thief.Record(), true)
+	r.eventually("it is not ready", func() bool { return r.node.NotReady() != nil })
+	if err := r.node.NotReady(); !strings.Contains(err.Error(), "node9") {
+		t.Errorf("not ready: %v", err)
+	}
+	time.Sleep(2 * time.Second) // The waits between tries are long by now.
+	for range 5 {
+		r.join(3)
+	}
+	if n := r.logs.FilterLevelExact(zapcore.ErrorLevel).Len(); n != 1 {
+		t.Errorf("%d errors are said: %v", n, r.logs.FilterLevelExact(zapcore.ErrorLevel).All())
+	}
+	if k, _ := r.own(); k != "" || !r.kernel.State().Has(backend.Route{Dst: second.Subnets[0], Via: backend.Nexthop{Dev: "ripstop.1", Gateway: second.Subnets[0].Addr()}}) {
+		t.Errorf("holds %q, kernel:\n%s", k, r.kernel.State())
+	}
+	if dev, ok := r.kernel.State().Device("ripstop.1"); !ok {
+		t.Errorf("device %v, was:\n%s", dev, before)
+	}
+	r.store.Delete(key)
+	free := time.Now()
+	r.eventually("it is claimed", func() bool { k, l := r.own(); return k == key && l.SameContent(own) })
+	if took := time.Since(free); took > 200*time.Millisecond {
+		t.Errorf("it took %s to be noticed", took)
+	}
+	r.eventually("it is ready", func() bool { return r.node.NotReady() == nil })
+}
+
+// TestAnotherRecordOfThisNodeIsNoReplacement: pods run on the subnet that is in use.
+func TestAnotherRecordOfThisNodeIsNoReplacement(t *testing.T) {
+	r := newRig(t)
+	r.start()
+	r.ready()
+	key, own := r.own()
+	other := own
+	other.Subnets[0] = netip.MustParsePrefix("10.5.250.0/24")
+	r.store.Put(other.Subnets.Key(), other.Record(), true)
+	r.store.Delete(key)
+	r.eventually("its own is claimed again", func() bool { _, there := r.store.Record(key); return there })
+}
+
+// TestStartWhileTheStoreIsAway comes up from what was saved, also after a
+// reboot: same subnet, same MAC, all peers, subnet file.
+func TestStartWhileTheStoreIsAway(t *testing.T) {
+	for _, reboot := range []bool{false, true} {
+		t.Run(fmt.Sprintf("reboot %t", reboot), func(t *testing.T) {
+			r := newRig(t)
+			second := r.join(2)
+			r.start()
+			r.ready()
+			key, own := r.own()
+			before := r.kernel.State()
+			env, err := os.ReadFile(r.opts.SubnetFile)
+			if err != nil {
+				t.Fatal(err)
+			}
+			r.stop()
+			r.store.Away(true)
+			if reboot {
+				if err := errors.Join(os.RemoveAll(r.opts.RunDir), os.Remove(r.opts.SubnetFile)); err != nil {
+					t.Fatal(err)
+				}
+				r.kernel.Hand(func(s *backend.State) { *s = *backend.NewState() })
+			}
+			r.kernel.Ops()
+			r.start()
+			began := time.Now()
+			r.ready()
+			if took := time.Since(began); took > 2*time.Second {
+				t.Errorf("it took %s", took)
+			}
+			again, err := os.ReadFile(r.opts.SubnetFile)
+			if err != nil || string(again) != string(env) || !r.kernel.State().Equal(before) || !r.reaches(second) {
+				t.Errorf("%v\n%s\n%s", err, again, r.kernel.State())
+			}
+			if d := r.deleted(); len(d) != 0 {
+				t.Errorf("deleted %v", d)
+			}
+			r.stop() // And once more: what is saved stays good.
+			r.start()
+			r.ready()
+			r.store.Away(false)
+			r.eventually("the lease is taken up", func() bool { return r.said("lease held") })
+			if k, l := r.own(); k != key || l != own {
+				t.Errorf("lease %s %+v, was %s %+v", k, l, key, own)
+			}
+			third := r.join(3)
+			r.eventually("it follows", func() bool { return r.reaches(third) && r.reaches(second) })
+			if n := len(r.logs.FilterMessage("store is away: starting with what was saved").All()); n != 1 {
+				t.Errorf("said %d times: %v", n, r.logs.All())
+			}
+		})
+	}
+}
+
+// TestStartWhileTheStoreIsAwayFindsItWiped: the lease is claimed again.
+func TestStartWhileTheStoreIsAwayFindsItWiped(t *testing.T) {
+	r := newRig(t)
+	second := r.join(2)
+	r.start()
+	r.ready()
+	key, own := r.own()
+	r.stop()
+	r.store.Away(true)
+	r.start()
+	r.ready()
+	r.store.Wipe()
+	r.store.Away(false)
+	r.eventually("the same subnet is claimed", func() bool { k, l := r.own(); return k == key && l.SameContent(own) })
+	r.eventually("the peer is held", func() bool { return r.count(heldMessage) == 1 })
+	if !r.reaches(second) {
+		t.Error("the peer is gone")
+	}
+	r.savesItsLease()
+}
+
+// TestRebootFindsItsSubnetByTheSnapshot: the subnet file is gone with the boot.
+// Here the record is gone too, and the subnet is not the first of the node's order.
+func TestRebootFindsItsSubnetByTheSnapshot(t *testing.T) {
+	r := newRig(t)
+	s := testSnapshot(0)
+	s.Lease.Subnets[0] = netip.MustParsePrefix("10.5.250.0/24")
+	if err := s.write(r.opts.StateDir); err != nil {
+		t.Fatal(err)
+	}
+	r.start()
+	r.ready()
+	if key, _ := r.own(); key != "10.5.250.0-24" {
+		t.Errorf("claimed %s", key)
+	}
+}
+
+func TestSnapshotThatMustNotStandIn(t *testing.T) {
+	for name, tc := range map[string]struct {
+		spoil func(*snapshot)
+		says  string
+	}{
+		"lease may have run out": {func(s *snapshot) { s.Expires = time.Now().Add(-time.Second) }, "may have run out"},
+		"no end known":           {func(s *snapshot) { s.Expires = time.Time{} }, "how long this node's lease lasts"},
+		"of the future":          {func(s *snapshot) { s.Written = time.Now().Add(time.Hour) }, "takes for the future"},
+		"another node's":         {func(s *snapshot) { s.Node = "node7" }, "another node's"},
+		"broken config":          {func(s *snapshot) { s.Config = []byte("{") }, "malformed"},
+		"config without room":    {func(s *snapshot) { s.Config = []byte(`{"Network":"10.6.0.0/16"}`) }, "outside the network"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t)
+			r.join(2)
+			r.start()
+			r.ready()
+			r.stop()
+			s, err := readSnapshot(r.opts.StateDir)
+			if err != nil {
+				t.Fatal(err)
+			}
+			tc.spoil(s)
+			if err := s.write(r.opts.StateDir); err != nil {
+				t.Fatal(err)
+			}
+			r.store.Away(true)
+			r.kernel.Ops()
+			r.start()
+			r.eventually("it says why", func() bool { return r.said(tc.says) })
+			time.Sleep(500 * time.Millisecond)
+			if ops := r.kernel.Ops(); len(ops) != 0 || r.count("waiting") != 1 {
+				t.Errorf("ops %v, said %v", ops, r.logs.All())
+			}
+			r.store.Away(false)
+			r.ready()
+		})
+	}
+}
+
+// TestHarmedSnapshotIsSaidOnceAndPassedOver also takes an old file of another name for none.
+func TestHarmedSnapshotIsSaidOnceAndPassedOver(t *testing.T) {
+	for name, text := range map[string]string{"torn": snapshotVersion, "alien": "{}", "newer": "ripstop snapshot 2 00\n", "empty": ""} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t)
+			if err := os.MkdirAll(r.opts.StateDir, 0o700); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(filepath.Join(r.opts.StateDir, snapshotFile), []byte(text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			r.start()
+			r.ready()
+			if n := r.count("saved snapshot passed over"); n != 1 {
+				t.Errorf("said %d times", n)
+			}
+			r.stop()
+			r.start()
+			r.ready()
+			if n := r.count("saved snapshot passed over"); n != 0 {
+				t.Errorf("said %d times of the new one", n)
+			}
+		})
+	}
+}
+
+// TestTwinIsRefused: the second living node of one name or address names the
+// first and gives up; a dead one's last minute is waited for.
+func TestTwinIsRefused(t *testing.T) {
+	for name, tc := range map[string]struct {
+		set  func(*rig)
+		want string
+	}{
+		"same name":    {func(twin *rig) { twin.host.host[0].Addresses[0] = netip.MustParseAddr("10.99.0.8") }, "--node-name"},
+		"same address": {func(twin *rig) { twin.opts.Name = "node8" }, "--public-ip"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t)
+			r.start()
+			r.ready()
+			key, own := r.own()
+			twin := newRig(t)
+			twin.store = r.store
+			tc.set(twin)
+			twin.start()
+			if err := twin.ends(); err == nil || !strings.Contains(err.Error(), "node1 (10.99.0.1)") || !strings.Contains(err.Error(), tc.want) {
+				t.Errorf("the twin ended with %v", err)
+			}
+			if twin.kernel.State().Len() != 0 || twin.count("waiting") != 1 {
+				t.Errorf("said %v, kernel:\n%s", twin.logs.All(), twin.kernel.State())
+			}
+			if k, l := r.own(); k != key || l != own {
+				t.Errorf("the first has %s %+v", k, l)
+			}
+			// Rebuilt from another image: the old token is gone with its machine.
+			r.stop()
+			twin.store.Vanish("node1")
+			twin.start()
+			twin.ready()
+		})
+	}
+}
+
+// TestSameMachineIsNoTwin: neither after a crash, nor with another address.
+func TestSameMachineIsNoTwin(t *testing.T) {
+	r := newRig(t)
+	r.start()
+	r.ready()
+	r.store.Away(true) // So that it cannot say that it leaves.
+	r.stop()
+	r.store.Away(false)
+	r.host.host[0].Addresses[0] = netip.MustParseAddr("10.99.0.77")
+	r.start()
+	r.ready()
+	if r.said("name and address") {
+		t.Errorf("said %v", r.logs.All())
+	}
+}
+
+// TestRebuiltHostWaitsForItsOldSelf: it says so, and goes on once the old
+// presence has lapsed.
+func TestRebuiltHostWaitsForItsOldSelf(t *testing.T) {
+	r := newRig(t)
+	if _, err := r.store.Appear(t.Context(), subnet.Living{Token: "old", Node: "node1"}); err != nil {
+		t.Fatal(err)
+	}
+	r.start()
+	r.eventually("it says what it waits for", func() bool { return r.said("another machine lives under this node's name") })
+	r.store.Vanish("node1")
+	r.ready()
+}
+
+// TestPresenceIsTakenUpAgain after the store forgot it.
+func TestPresenceIsTakenUpAgain(t *testing.T) {
+	r := newRig(t)
+	r.start()
+	r.ready()
+	r.store.Vanish("node1")
+	r.eventually("a twin is refused", func() bool {
+		id, err := r.store.Appear(t.Context(), subnet.Living{Token: "twin", Node: "node1"})
+		if err == nil {
+			_ = id
+			r.store.Vanish("node1")
+		}
+		return err != nil
+	})
+}

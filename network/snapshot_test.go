@@ -1,0 +1,205 @@
+package network
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"reflect"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
+
+	"github.com/ripstop-net/ripstop/subnet"
+)
+
+// testSnapshot has n peers of both families.
+func testSnapshot(n int) *snapshot {
+	at := time.Date(2026, 1, 2, 3, 4, 5, 6, time.UTC)
+	s := &snapshot{Node: "node1", Config: []byte(testConfig), Epoch: "EPOCH@1", Revision: 42, Expires: at.Add(time.Hour), Written: at}
+	for i := range n {
+		l := subnet.Lease{Node: fmt.Sprint("node", i), Backend: "vxlan", ID: int64(i) << 40, Created: int64(i), Modified: int64(i + 1)}
+		l.Subnets = subnet.Subnets{netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(i >> 8), byte(i), 0}), 24)}
+		l.Endpoints[0] = subnet.Endpoint{PublicIP: netip.AddrFrom4([4]byte{192, 0, byte(i >> 8), byte(i)}), VNI: 1, MAC: subnet.MAC{2, 0, 0, byte(i >> 16), byte(i >> 8), byte(i)}}
+		if i%2 == 1 {
+			l.Subnets[1] = netip.MustParsePrefix(fmt.Sprintf("fd00:%x::/64", i&0xffff))
+			l.Endpoints[1] = subnet.Endpoint{PublicIP: netip.MustParseAddr(fmt.Sprintf("fd99::%x", i&0xffff)), VNI: 1, MAC: subnet.MAC{2, 6}}
+		}
+		s.Peers = append(s.Peers, subnet.Saved{Lease: l, Held: i%3 == 0})
+	}
+	if n > 0 {
+		s.Lease = s.Peers[0].Lease
+	}
+	return s
+}
+
+func TestSnapshotComesBackAsItWas(t *testing.T) {
+	for _, n := range []int{0, 1, 100} {
+		dir := filepath.Join(t.TempDir(), "state")
+		want := testSnapshot(n)
+		if err := want.write(dir); err != nil {
+			t.Fatal(err)
+		}
+		got, err := readSnapshot(dir)
+		if err != nil || !reflect.DeepEqual(got, want) {
+			t.Errorf("%d peers: %v\n%+v\n%+v", n, err, got, want)
+		}
+		if info, err := os.Stat(filepath.Join(dir, snapshotFile)); err != nil || info.Mode().Perm() != 0o600 {
+			t.Errorf("%v, %v", info.Mode(), err)
+		}
+	}
+	if s, err := readSnapshot(t.TempDir()); s != nil || err != nil {
+		t.Errorf("of none: %v, %v", s, err)
+	}
+}
+
+// TestEveryHarmIsFound: whichever byte is changed, wherever the file is torn.
+func TestEveryHarmIsFound(t *testing.T) {
+	file, err := testSnapshot(3).encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range file {
+		harmed := bytes.Clone(file)
+		harmed[i] ^= 0x10
+		for _, f := range [][]byte{harmed, file[:i]} {
+			if s, err := decodeSnapshot(f); err == nil {
+				t.Fatalf("harm at %d went unnoticed: %+v", i, s)
+			}
+		}
+	}
+	if _, err := decodeSnapshot(append(file, 0)); err == nil {
+		t.Error("a byte too many went unnoticed")
+	}
+}
+
+// FuzzDecodeSnapshot: no panic, and nothing but what encode gave is read.
+func FuzzDecodeSnapshot(f *testing.F) {
+	for _, n := range []int{0, 2} {
+		file, err := testSnapshot(n).encode()
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(file)
+	}
+	f.Add([]byte(snapshotVersion + " e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855\n"))
+	f.Fuzz(func(t *testing.T, file []byte) {
+		s, err := decodeSnapshot(file)
+		if (s == nil) != (err != nil) {
+			t.Fatalf("%v, %v", s, err)
+		}
+		if err != nil {
+			return
+		}
+		head, body, _ := bytes.Cut(file, []byte("\n"))
+		if want := fmt.Sprintf("%s %x", snapshotVersion, sha256.Sum256(body)); string(head) != want {
+			t.Fatalf("%q was read, its head should be %q", head, want)
+		}
+	})
+}
+
+// TestSnapshotIsWrittenSeldom: at once after a claim, otherwise every ten
+// seconds at most, and when the node ends.
+func TestSnapshotIsWrittenSeldom(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		dir := t.TempDir()
+		revision := int64(0)
+		k := newKeeper(dir, zap.NewNop(), *testSnapshot(1), func() (string, int64, []subnet.Saved) {
+			revision++
+			return "E", revision, nil
+		})
+		writes := func(want int64) {
+			t.Helper()
+			synctest.Wait()
+			if s, err := readSnapshot(dir); err != nil || s.Revision != want {
+				t.Errorf("written %v times, want %d (%v)", s, want, err)
+			}
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- k.run(ctx) }()
+		writes(1)
+		for range 100 { // 9.9 s.
+			time.Sleep(99 * time.Millisecond)
+			k.changed()
+		}
+		writes(1)
+		time.Sleep(time.Second)
+		writes(2)
+		time.Sleep(time.Hour)
+		writes(2)
+		k.claimed(subnet.Lease{ID: 7})
+		writes(3)
+		k.renewed(time.Now().Add(time.Hour)) // The first of the new lease.
+		writes(4)
+		if s, _ := readSnapshot(dir); !s.Expires.Equal(time.Now().Add(time.Hour-5*time.Minute)) || s.Lease.ID != 7 {
+			t.Errorf("saved %+v", s)
+		}
+		k.changed()
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		writes(5)
+	})
+}
+
+func TestSnapshotThatCannotBeWrittenIsSaidOnce(t *testing.T) {
+	core, logs := observer.New(zap.DebugLevel)
+	dir := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(dir, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	k := newKeeper(dir, zap.New(core), *testSnapshot(1), func() (string, int64, []subnet.Saved) { return "", 0, nil })
+	for range 3 {
+		k.write()
+	}
+	if err := os.Remove(dir); err != nil {
+		t.Fatal(err)
+	}
+	k.write()
+	if logs.Len() != 2 {
+		t.Errorf("said %v", logs.All())
+	}
+}
+
+func TestTokenStays(t *testing.T) {
+	dir := t.TempDir()
+	one, err := token(dir)
+	two, err2 := token(dir)
+	if err := errors.Join(err, err2); err != nil || one != two || len(one) < 20 {
+		t.Errorf("%q, %q, %v", one, two, err)
+	}
+	if three, err := token(t.TempDir()); err != nil || three == one {
+		t.Errorf("%q, %v", three, err)
+	}
+}
+
+// BenchmarkSnapshot writes and reads what the largest network has.
+func BenchmarkSnapshot(b *testing.B) {
+	dir, s := b.TempDir(), testSnapshot(60_000)
+	b.Run("write", func(b *testing.B) {
+		for b.Loop() {
+			if err := s.write(dir); err != nil {
+				b.Fatal(err)
+			}
+		}
+		if info, err := os.Stat(filepath.Join(dir, snapshotFile)); err == nil {
+			b.ReportMetric(float64(info.Size())/1e6, "MB")
+		}
+	})
+	b.Run("read", func(b *testing.B) {
+		for b.Loop() {
+			if _, err := readSnapshot(dir); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+}

@@ -1,0 +1,61 @@
+package network
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
+	"go.uber.org/zap"
+
+	"github.com/ripstop-net/ripstop/subnet"
+)
+
+// Pauses between tries of what is waited for.
+const (
+	firstWait   = 200 * time.Millisecond
+	longestWait = 5 * time.Second
+)
+
+// final marks an error that waiting does not mend.
+func final(err error) error { return backoff.Permanent(err) }
+
+// until tries until it succeeds, saying once why it waits and once that it has
+// what it waited for. It gives up on what does not pass by itself. Where kick,
+// which may be nil, has something, it tries at once.
+func (n *Node) until(ctx context.Context, what string, kick <-chan struct{}, try func() error) error {
+	said, tries := "", 0
+	pauses := &backoff.ExponentialBackOff{InitialInterval: firstWait, RandomizationFactor: 0.5, Multiplier: 2, MaxInterval: longestWait}
+	for {
+		err := try()
+		tries++
+		var given *backoff.PermanentError
+		switch {
+		case err == nil:
+			if said != "" {
+				n.log.Info("waiting is over", zap.String("for", what), zap.Int("tries", tries))
+			}
+			return nil
+		case ctx.Err() != nil:
+			return fmt.Errorf("%s: %w", what, context.Cause(ctx))
+		case errors.As(err, &given):
+			return fmt.Errorf("%s: %w", what, given.Unwrap())
+		case errors.Is(err, subnet.ErrRefused):
+			return fmt.Errorf("%s: %w", what, err)
+		case err.Error() != said:
+			said = err.Error()
+			n.log.Warn("waiting", zap.String("for", what), zap.Error(err))
+		}
+		pause := time.NewTimer(pauses.NextBackOff())
+		select {
+		case <-ctx.Done():
+		case <-kick:
+		case <-pause.C:
+		}
+		pause.Stop()
+		if ctx.Err() != nil {
+			return fmt.Errorf("%s: %w", what, context.Cause(ctx))
+		}
+	}
+}

@@ -1,0 +1,194 @@
+package subnet
+
+import (
+	"maps"
+	"time"
+)
+
+// A store that is not the one it was, or from which most peers vanish at once,
+// says more about the store than about the peers. So peers whose records are
+// gone then are held for a grace time, in which their nodes claim again.
+
+// Of at least massPeers peers more than half must go in one change for it to be
+// taken for the store's fault.
+const massPeers = 10
+
+// silence is how long the store must have said nothing for that time not to
+// count as grace: a node cannot claim while the store is away. A store that is
+// there gives a sign more often.
+const silence = 75 * time.Second
+
+// grace is what the mirror knows of the peers that are held.
+type grace struct {
+	length time.Duration // 0 for no grace at all.
+	// since holds the peers that are held, and from when on. They are among
+	// the mirror's leases, but come after all that have a record.
+	since map[Subnets]time.Time
+	// due is not after the end of the first hold.
+	due time.Time
+	// heard is when the store was heard last, zero for never yet.
+	heard time.Time
+	count Holds
+}
+
+// Holds counts peers that were held, from the mirror's beginning on.
+type Holds struct {
+	// Now is how many are held.
+	Now int
+	// Returned peers have their record again, Displaced ones gave way to
+	// another's, Expired ones are gone for good.
+	Returned, Displaced, Expired int
+}
+
+// Holds tells of the peers that are held.
+func (m *Mirror) Holds() Holds {
+	m.grace.count.Now = len(m.grace.since)
+	return m.grace.count
+}
+
+// SetGrace sets how long peers are held, before anything is; 0, as at first, is
+// not at all.
+func (m *Mirror) SetGrace(length time.Duration) { m.grace.length = length }
+
+// Grace is how long peers are held.
+func (m *Mirror) Grace() time.Duration { return m.grace.length }
+
+// Saved is a peer as it is kept across a restart.
+type Saved struct {
+	Lease Lease
+	// Held says that its record was gone.
+	Held bool
+}
+
+// Save lists all peers for [Mirror.Restore], in the order of their subnets.
+func (m *Mirror) Save() (epoch string, revision int64, peers []Saved) {
+	for _, l := range m.Peers() {
+		peers = append(peers, Saved{l, m.held(l.Subnets)})
+	}
+	return m.epoch, m.revision, peers
+}
+
+// Restore fills an empty mirror with what another one saved. The store's first
+// listing counts against it as any listing does; the grace of peers that are
+// held begins with that.
+func (m *Mirror) Restore(epoch string, revision int64, peers []Saved) {
+	m.epoch, m.revision = epoch, revision
+	touched := map[Subnets]Lease{}
+	for _, p := range peers {
+		if p.Held && m.grace.length > 0 {
+			m.grace.since[p.Lease.Subnets] = time.Time{}
+		}
+		m.set(p.Lease.Subnets, p.Lease, touched)
+	}
+	m.deltas(touched)
+}
+
+func (m *Mirror) held(s Subnets) bool {
+	_, held := m.grace.since[s]
+	return held
+}
+
+// hear notes that the store was heard. Held peers are given the time back in
+// which it was not.
+func (m *Mirror) hear(now time.Time) {
+	g := &m.grace
+	gap := now.Sub(g.heard)
+	switch {
+	case g.heard.IsZero():
+		m.renewHolds(now)
+	case gap > silence:
+		for s, t := range g.since {
+			g.since[s] = t.Add(gap)
+		}
+		g.due = g.due.Add(gap)
+	}
+	g.heard = now
+}
+
+func (m *Mirror) renewHolds(now time.Time) {
+	for s := range m.grace.since {
+		m.grace.since[s] = now
+	}
+	m.grace.due = now.Add(m.grace.length)
+}
+
+// doubtful tells whether a change that takes the records of gone says more
+// about the store than about them.
+func (m *Mirror) doubtful(c Change, gone []Subnets) bool {
+	if m.grace.length == 0 || !c.Whole && len(c.Gone) == 0 {
+		return false
+	}
+	if m.different(c) {
+		return true
+	}
+	peers := 0
+	for _, s := range gone {
+		if _, ok := m.peer(s); ok {
+			peers++
+		}
+	}
+	there := m.peers - len(m.grace.since)
+	return there >= massPeers && 2*peers > there
+}
+
+// different tells whether a listing is of another store than the one before.
+func (m *Mirror) different(c Change) bool {
+	return c.Whole && (c.Different || m.epoch != "" && c.Epoch != m.epoch || c.Revision < m.revision)
+}
+
+// hold keeps a peer whose record is gone. What is no peer goes.
+func (m *Mirror) hold(s Subnets, now time.Time, touched map[Subnets]Lease) {
+	l, ok := m.peer(s)
+	if !ok {
+		m.set(s, Lease{}, touched)
+		return
+	}
+	g := &m.grace
+	if len(g.since) == 0 { // Those held before are due no later.
+		g.due = now.Add(g.length)
+	}
+	g.since[s] = now
+	m.set(s, l, touched) // Now behind all that have a record.
+}
+
+// giveWay ends the holds of peers whose subnet or MAC somebody's record claims:
+// that of touched leases alone can have changed.
+func (m *Mirror) giveWay(touched map[Subnets]Lease) {
+	var out []Subnets
+	for s := range touched {
+		if !m.held(s) {
+			continue
+		}
+		for _, c := range m.claimsOf(m.leases[s]) {
+			if !m.held(m.claims[c][0]) {
+				out = append(out, s)
+				break
+			}
+		}
+	}
+	for _, s := range out {
+		m.grace.count.Displaced++
+		m.set(s, Lease{}, touched)
+	}
+}
+
+// expire ends the holds whose time is over. It looks at all of them, but only
+// when the first is due.
+func (m *Mirror) expire(now time.Time, touched map[Subnets]Lease) {
+	g := &m.grace
+	if len(g.since) == 0 || now.Before(g.due) {
+		return
+	}
+	due := now.Add(g.length)
+	for s, since := range maps.Clone(g.since) {
+		if end := since.Add(g.length); now.Before(end) {
+			if end.Before(due) {
+				due = end
+			}
+			continue
+		}
+		g.count.Expired++
+		m.set(s, Lease{}, touched)
+	}
+	g.due = due
+}

@@ -1,0 +1,149 @@
+package subnettest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/ripstop-net/ripstop/subnet"
+)
+
+// testLiving is the n-th node, n from 1 to 250.
+func testLiving(n int) subnet.Living {
+	return subnet.Living{
+		Token: fmt.Sprint("token-", n), Node: fmt.Sprint("node-", n),
+		Addresses: subnet.PerFamily[netip.Addr]{netip.AddrFrom4([4]byte{192, 0, 2, byte(n)}), netip.MustParseAddr(fmt.Sprintf("fd99::%x", n))},
+	}
+}
+
+func mustAppear(t *testing.T, p subnet.Presence, n subnet.Living) int64 {
+	t.Helper()
+	id, err := p.Appear(t.Context(), n)
+	if err != nil || id == 0 {
+		t.Fatalf("Appear: %d, %v", id, err)
+	}
+	return id
+}
+
+// staying starts a Stay. Both leave and wait return what it returned.
+func staying(t *testing.T, p subnet.Presence, id int64) (leave, wait func() error) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- p.Stay(ctx, id) }()
+	wait = sync.OnceValue(func() error {
+		defer cancel()
+		return within(done)
+	})
+	leave = func() error {
+		cancel()
+		return wait()
+	}
+	t.Cleanup(func() { _ = leave() })
+	return leave, wait
+}
+
+func appearTwin(t *testing.T, h Harness) {
+	s, twin := h.Open(t), h.Open(t)
+	first := testLiving(1)
+	mustAppear(t, s, first)
+	named, at4, at6 := testLiving(2), testLiving(3), testLiving(4)
+	named.Node = first.Node
+	at4.Addresses[subnet.V4] = first.Addresses[subnet.V4]
+	at6.Addresses[subnet.V6] = first.Addresses[subnet.V6]
+	for n, advice := range map[*subnet.Living]string{&named: "--node-name", &at4: "--public-ip", &at6: "--public-ip"} {
+		_, err := twin.Appear(t.Context(), *n)
+		var refused *subnet.TwinError
+		if !errors.As(err, &refused) || refused.First != first || !strings.Contains(err.Error(), advice) || !strings.Contains(err.Error(), "node-1 (192.0.2.1, fd99::1)") {
+			t.Errorf("%v: Appear: %v", n, err)
+		}
+	}
+	mustAppear(t, twin, testLiving(5))
+	// What was refused left nothing behind.
+	for n := 2; n <= 4; n++ {
+		mustAppear(t, twin, testLiving(n))
+	}
+	h.Hand.Vanish(first.Node)
+	mustAppear(t, twin, named)
+}
+
+func appearAgain(t *testing.T, h Harness) {
+	n := testLiving(1)
+	old := h.Open(t)
+	oldID := mustAppear(t, old, n)
+	// After a restart, then with another address: it is the same machine.
+	s := h.Open(t)
+	mustAppear(t, s, n)
+	moved := n
+	moved.Addresses[subnet.V4] = netip.MustParseAddr("192.0.2.77")
+	id := mustAppear(t, s, moved)
+	if _, wait := staying(t, old, oldID); !errors.Is(wait(), subnet.ErrLeaseLost) {
+		t.Error("what was taken over stays")
+	}
+	leave, _ := staying(t, s, id)
+	time.Sleep(settle)
+	// The old address is free now, or soon.
+	other := testLiving(2)
+	other.Addresses[subnet.V4] = n.Addresses[subnet.V4]
+	mustAppear(t, h.Open(t), other)
+	if err := leave(); err != nil {
+		t.Errorf("Stay on cancel: %v", err)
+	}
+	// Who left well need not be waited for.
+	heir := moved
+	heir.Token = "another"
+	mustAppear(t, h.Open(t), heir)
+}
+
+func appearRace(t *testing.T, h Harness) {
+	const twins = 8
+	var wg sync.WaitGroup
+	errs := make([]error, twins)
+	for i := range twins {
+		s, n := h.Open(t), testLiving(1)
+		n.Token = fmt.Sprint("twin-", i)
+		wg.Go(func() { _, errs[i] = s.Appear(t.Context(), n) })
+	}
+	wg.Wait()
+	refused := 0
+	for _, err := range errs {
+		var twin *subnet.TwinError
+		if errors.As(err, &twin) {
+			refused++
+		} else if err != nil {
+			t.Error(err)
+		}
+	}
+	if refused != twins-1 {
+		t.Errorf("%d of %d twins were refused", refused, twins)
+	}
+}
+
+func stayEnds(t *testing.T, h Harness) {
+	s := h.Open(t)
+	id := mustAppear(t, s, testLiving(1))
+	h.Hand.Vanish("node-1")
+	if _, wait := staying(t, s, id); !errors.Is(wait(), subnet.ErrLeaseLost) {
+		t.Error("Stay of what is gone goes on")
+	}
+}
+
+func presenceSilent(t *testing.T, h Harness) {
+	s := h.Open(t)
+	r := Record(t, h.Open(t))
+	r.Next()
+	leave, _ := staying(t, s, mustAppear(t, s, testLiving(1)))
+	r.Silent(settle)
+	if err := leave(); err != nil {
+		t.Error(err)
+	}
+	r.Silent(settle)
+	if l := mustList(t, s); len(l.Leases)+len(l.Bad) != 0 {
+		t.Errorf("presence lists as %+v", l)
+	}
+}
