@@ -153,7 +153,7 @@ func FuzzDiffMakesHaveEqualToWant(f *testing.F) {
 // brokenBy returns a route of now that lacks something and was not standing
 // like that before.
 func brokenBy(before, now *State) (Route, bool) {
-	for e := range now.ofKind(KindRoute) {
+	for e := range now.OfKind(KindRoute) {
 		if r := e.(Route); !now.Forwards(r) && !(before.Has(r) && !before.Forwards(r)) {
 			return r, true
 		}
@@ -193,6 +193,7 @@ var errInjected = errors.New("injected")
 
 func (k *failingKernel) Dump(context.Context) (*State, error)      { return k.now.Clone(), nil }
 func (k *failingKernel) Watch(ctx context.Context, _ func()) error { <-ctx.Done(); return nil }
+func (k *failingKernel) Changes() ([]Change, bool)                 { return nil, true }
 func (k *failingKernel) Apply(_ context.Context, ops []Op) []error {
 	errs := make([]error, len(ops))
 	for i, op := range ops {
