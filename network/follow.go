@@ -45,9 +45,7 @@ func (f *follower) follow(c subnet.Change) {
 		owe = append(owe, f.self.Peer(d.After)...)
 		f.log.Debug("peer changed", zap.Stringer("before", d.Before.Subnets), zap.Stringer("after", d.After.Subnets), zap.String("holder", d.After.Holder()))
 	}
-	if c.Whole || len(release)+len(owe) > 0 {
-		f.loop.Update(release, owe)
-	}
+	f.loop.Update(c.Revision, release, owe)
 	f.reportProblems()
 }
 

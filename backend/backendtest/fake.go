@@ -145,7 +145,7 @@ func (f *Fake) announce(op backend.Op) {
 	case backend.Device, backend.Address:
 		f.lose()
 	case backend.Nexthop:
-		if op.Verb == backend.Delete {
+		if op.Verb == backend.Delete && e.Gateway.Is6() {
 			for r := range f.state.OfKind(backend.KindRoute) {
 				if r := r.(backend.Route); r.Via == e && r.Dst.Addr().Is6() {
 					f.tell(backend.Change{Entry: r, Gone: true})
