@@ -100,20 +100,36 @@ func (r *real) healed() {
 	}
 }
 
-// quiet waits until nothing has been announced for a second, at most ten.
-func (r *real) quiet(limit time.Duration) (events int) {
+// settled waits until the loop has mended something since it counted before and
+// then nothing for a while, and returns when it last did. It leaves the kernel
+// alone meanwhile.
+func (r *real) settled(before Stats) (last time.Time) {
+	r.t.Helper()
+	seen, start := before, time.Now()
+	for last = start; time.Since(last) < 700*time.Millisecond || seen.Drift == before.Drift; time.Sleep(time.Millisecond) {
+		if now := r.loop.Stats(); now.Ops != seen.Ops {
+			seen, last = now, time.Now()
+		}
+		if time.Since(start) > 30*time.Second {
+			r.t.Fatalf("not mended after 30 s: %+v", r.loop.Stats())
+		}
+	}
+	return last
+}
+
+// quiet waits for a second in which nothing is announced, and tells whether there
+// was one within the limit.
+func (r *real) quiet(limit time.Duration) bool {
 	_, _ = r.hand.Changes()
-	for end := time.Now().Add(limit); ; events++ {
+	for end := time.Now().Add(limit); time.Now().Before(end); {
 		select {
 		case <-r.changed:
 			_, _ = r.hand.Changes()
-			if time.Now().After(end) {
-				return events
-			}
 		case <-time.After(time.Second):
-			return events
+			return true
 		}
 	}
+	return false
 }
 
 // remove takes entries of one kind away by another hand, all in one go.
@@ -144,14 +160,13 @@ func (r *real) link(do func(netlink.Link) error) {
 
 // TestHealsOnLinux measures the time from an outside hand's deed until all is as
 // wanted, with 10,000 peers, and sees that nothing moves any more afterwards.
-// The times have the test's own look at the kernel in them, which is a dump.
 func TestHealsOnLinux(t *testing.T) {
-	const peers = 10_000
+	peers := 10_000
+	if raceEnabled {
+		peers = 3000
+	}
 	r := onLinux(t, peers)
 	r.quiet(10 * time.Second)
-	look := time.Now()
-	r.dump()
-	t.Logf("a look takes %v", time.Since(look).Round(time.Millisecond))
 	one := far(4321)
 	all := func(kind backend.Kind) []backend.Entry { return slices.Collect(r.want.OfKind(kind)) }
 	thousand := func(at int) (out []backend.Entry) {
@@ -160,14 +175,11 @@ func TestHealsOnLinux(t *testing.T) {
 		}
 		return out
 	}
-	single, many := 300*time.Millisecond, 3*time.Second
-	if raceEnabled {
-		single, many = 10*single, 10*many
-	}
+	// The aim is 0.1 s and 1 s; a machine that has other things to do gets more.
+	single, many := time.Second, 10*time.Second
 	for _, fault := range []struct {
-		name string
-		do   func()
-		// sees tells, without the look at all, whether one entry is back.
+		name  string
+		do    func()
 		limit time.Duration
 	}{
 		{"one FDB entry deleted", func() { r.remove(one[0]) }, single},
@@ -195,11 +207,11 @@ func TestHealsOnLinux(t *testing.T) {
 		start := time.Now()
 		fault.do()
 		done := time.Now()
+		took := max(0, r.settled(before).Sub(done))
 		r.healed()
-		took, stats := time.Since(done), r.loop.Stats()
-		events := r.quiet(10 * time.Second)
-		if r.quiet(0) != 0 {
-			t.Errorf("%s: still not quiet after %d calls", fault.name, events)
+		stats := r.loop.Stats()
+		if !r.quiet(10 * time.Second) {
+			t.Errorf("%s: no idle second without an event", fault.name)
 		}
 		t.Logf("%-36s deed %6v  healed after %6v  (drift %d, dumps %d)", fault.name, done.Sub(start).Round(100*time.Microsecond),
 			took.Round(100*time.Microsecond), stats.Drift-before.Drift, stats.Dumps.Doubt+stats.Dumps.Surprise-before.Dumps.Doubt-before.Dumps.Surprise)
@@ -238,7 +250,7 @@ func TestHealsLeaveNoMemory(t *testing.T) {
 			_, _ = r.hand.Changes()
 		}
 	}
-	heal(0)
+	heal(0) // What the first ones take stays: sockets, buffers, maps.
 	before := heap()
 	start := time.Now()
 	heal(1000)
@@ -254,11 +266,12 @@ func TestHealsLeaveNoMemory(t *testing.T) {
 	}
 }
 
-// TestSecondLoopFindsNothing: a daemon that takes over changes nothing.
-func TestSecondLoopFindsNothing(t *testing.T) {
+// TestNoEventWhenIdle: nor does a neighbour of the kernel's own making move
+// anything.
+func TestNoEventWhenIdle(t *testing.T) {
 	r := onLinux(t, 100)
-	if n := r.quiet(5 * time.Second); n > 100 {
-		t.Errorf("%d calls", n)
+	if !r.quiet(5 * time.Second) {
+		t.Error("no idle second without an event")
 	}
 	kerneltest.Do(t, r.ns, func() error { // Something of the kernel's own making.
 		l, err := netlink.LinkByName(dev)

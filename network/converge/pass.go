@@ -126,57 +126,6 @@ func (p *pass) dump(ctx context.Context) (*backend.State, error) {
 	return have, nil
 }
 
-// auditNow compares the mirror with the kernel. What is announced while the
-// kernel is read may be in the dump or not and is no finding.
-func (p *pass) auditNow(ctx context.Context) {
-	p.planAudit(p.now)
-	have, err := p.dump(ctx)
-	if err != nil {
-		return
-	}
-	changes, lost := p.kernel.Changes()
-	if lost {
-		p.unread = doubt
-		return
-	}
-	p.correct(changes)
-	if _, lost := have.Correct(changes); lost || p.unread != none {
-		p.unread = doubt
-		return
-	}
-	announced := map[backend.Entry]struct{}{}
-	for _, c := range changes {
-		announced[backend.Identity(c.Entry)] = struct{}{}
-	}
-	found, first := 0, ""
-	find := func(e backend.Entry) {
-		if _, ok := announced[backend.Identity(e)]; ok {
-			return
-		}
-		if found++; found == 1 {
-			first = e.String()
-		}
-	}
-	for e := range have.All() {
-		if !p.have.Has(e) {
-			find(e)
-		}
-	}
-	for e := range p.have.All() {
-		if _, ok := have.At(e); !ok {
-			find(e)
-		}
-	}
-	p.have, p.whole = have, true
-	p.count(func(s *Stats) {
-		s.Dumps.Audit++
-		s.Findings += uint64(found)
-	})
-	if found > 0 {
-		p.log.Warn("audit found changes that the kernel had not announced", zap.Int("entries", found), zap.String("first", first))
-	}
-}
-
 // plan returns the difference: of all, or of what is looked at. A device that
 // changes takes the whole, for all that hangs on it may change too.
 func (p *pass) plan() []backend.Op {
@@ -337,47 +286,5 @@ func (p *pass) arrive() {
 		p.reached = p.revision
 		close(p.step)
 		p.step = make(chan struct{})
-	}
-}
-
-// namedDrift is how many entries a line about drift names.
-const namedDrift = 3
-
-// report logs what changed, once for what was wanted and once for what an
-// outside hand had done.
-func (p *pass) report(ops []backend.Op, failed map[backend.Entry]struct{}) {
-	var count, mended [3]int
-	var first []string
-	silent := 0
-	for _, op := range ops {
-		id := backend.Identity(op.Entry)
-		if _, ok := failed[id]; ok {
-			continue
-		}
-		if _, ok := p.drifted[id]; !ok {
-			count[op.Verb]++
-			continue
-		}
-		if p.alone(id) {
-			p.fights.mended(id, p.look[id], p.now)
-		}
-		if p.fights.said(id) {
-			silent++
-			continue
-		}
-		if mended[op.Verb]++; len(first) < namedDrift {
-			first = append(first, op.String())
-		}
-	}
-	p.fights.sayMore()
-	if n := mended[0] + mended[1] + mended[2]; n+silent > 0 {
-		p.count(func(s *Stats) { s.Drift += uint64(n + silent) })
-		if n > 0 {
-			p.log.Info("drift mended", zap.Int("entries", n), zap.Strings("first", first), zap.Duration("took", time.Since(p.now)))
-		}
-	}
-	if count[0]+count[1]+count[2] > 0 {
-		p.log.Info("forwarding state changed", zap.Int("added", count[backend.Add]), zap.Int("replaced", count[backend.Replace]),
-			zap.Int("deleted", count[backend.Delete]), zap.Int("failed", len(failed)), zap.Duration("took", time.Since(p.now)))
 	}
 }
