@@ -396,9 +396,7 @@ func TestOverflowIsDoubt(t *testing.T) {
 	if _, doubt := k.Changes(); !doubt {
 		t.Fatal("no doubt at the beginning")
 	}
-	if changes, doubt := k.Changes(); doubt || len(changes) > 0 {
-		t.Fatalf("doubt %t, changes %v of nothing", doubt, changes)
-	}
+	calm(k)
 	reach(t, openAt(t, k.ns), peers(500, false))
 	if changes, doubt := k.Changes(); !doubt || len(changes) > 0 {
 		t.Fatalf("doubt %t, %d changes when some were lost", doubt, len(changes))
@@ -429,15 +427,23 @@ func TestLargeApplyOverflowsNothing(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for doubt := true; doubt; {
-		_, doubt = k.Changes()
-	}
+	calm(k)
 	for _, f := range backend.Execute(t.Context(), k, have.Clone(), backend.Diff(have, want)) {
 		t.Fatal(f)
 	}
 	changes, doubt := k.Changes()
 	if _, more := have.Correct(changes); doubt || more || !have.Equal(want) {
 		t.Fatalf("doubt %t, %d changes", doubt, len(changes))
+	}
+}
+
+// calm waits until there has been no doubt for longer than the kernel takes to
+// announce the state of a new device's carrier (linkwatch_event, HZ).
+func calm(k *Kernel) {
+	for last := time.Now(); time.Since(last) < 1200*time.Millisecond; time.Sleep(5 * time.Millisecond) {
+		if _, doubt := k.Changes(); doubt {
+			last = time.Now()
+		}
 	}
 }
 

@@ -120,7 +120,7 @@ func TestRouteTakenByAnotherIsTold(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			_, _ = k.Changes()
+			calm(k)
 			var ours backend.Route
 			for r := range have.OfKind(backend.KindRoute) {
 				ours = r.(backend.Route)

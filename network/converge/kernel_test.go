@@ -167,7 +167,7 @@ func TestHealsOnLinux(t *testing.T) {
 	}
 	r := onLinux(t, peers)
 	r.quiet(10 * time.Second)
-	one := far(4321)
+	one := far(1234)
 	all := func(kind backend.Kind) []backend.Entry { return slices.Collect(r.want.OfKind(kind)) }
 	thousand := func(at int) (out []backend.Entry) {
 		for i := range 1000 {
