@@ -113,7 +113,7 @@ func (d *differ) own() *State {
 // remove emits the deletes of what matches and takes it from the copy of have.
 func (d *differ) remove(k Kind, match func(Entry) bool) {
 	var ops []Op
-	for e := range d.have.ofKind(k) {
+	for e := range d.have.OfKind(k) {
 		if match(e) {
 			ops = append(ops, Op{Delete, e})
 		}
@@ -127,7 +127,7 @@ func (d *differ) remove(k Kind, match func(Entry) bool) {
 // bring emits what want has and have lacks or has otherwise.
 func (d *differ) bring(k Kind) {
 	var ops []Op
-	for want := range d.want.ofKind(k) {
+	for want := range d.want.OfKind(k) {
 		switch have, ok := d.have.At(want); {
 		case !ok:
 			ops = append(ops, Op{Add, want})
@@ -142,7 +142,7 @@ func (d *differ) bring(k Kind) {
 // goes itself is left to go with it, but for routes and nexthops.
 func (d *differ) clear(k Kind) {
 	var ops []Op
-	for have := range d.have.ofKind(k) {
+	for have := range d.have.OfKind(k) {
 		if _, ok := d.want.At(have); ok {
 			continue
 		}

@@ -142,6 +142,30 @@ func (f FDB) key() fdbKey {
 
 func (n Neighbour) key() neighbourKey { return neighbourKey{n.Dev, n.IP} }
 
+// fdbKey identifies the FDB entry that it needs.
+func (n Neighbour) fdbKey() fdbKey { return fdbKey{dev: n.Dev, mac: n.MAC} }
+
+// plain is a stray's form, of which the neighbour is that it needs.
+func (n Nexthop) plain() Nexthop { return Nexthop{Dev: n.Dev, Gateway: n.Gateway} }
+
+// Identity returns an entry of which only what identifies it is set, so that two
+// entries of one identity give equal values. The methods of [State] that go by
+// identity take it for the entry.
+func Identity(e Entry) Entry {
+	switch e := e.(type) {
+	case Device:
+		return Device{Name: e.Name}
+	case FDB:
+		k := e.key()
+		return FDB{Dev: k.dev, MAC: k.mac, Remote: k.remote}
+	case Neighbour:
+		return Neighbour{Dev: e.Dev, IP: e.IP}
+	case Route:
+		return Route{Dst: e.Dst, Table: e.Table, Metric: e.Metric, TOS: e.TOS}
+	}
+	return e
+}
+
 func (Device) sealed()    {}
 func (Address) sealed()   {}
 func (FDB) sealed()       {}

@@ -9,7 +9,8 @@ import (
 // Execute carries out ops in the order of [Diff] on k and, as they succeed, on
 // have. It sends phase after phase and goes on past failures, but leaves out
 // what depends on a failed op, so that no route ever stands without what it
-// needs. It returns the ops that failed or were left out.
+// needs. That holds for any part of the ops, too: what needs what is judged by
+// have. It returns the ops that failed or were left out.
 func Execute(ctx context.Context, k Kernel, have *State, ops []Op) []Failure {
 	x := executor{have: have, needed: map[fdbKey]error{}, kept: map[Nexthop]error{}, unmade: map[string]bool{}}
 	for len(ops) > 0 {
@@ -22,6 +23,10 @@ func Execute(ctx context.Context, k Kernel, have *State, ops []Op) []Failure {
 	}
 	return x.failures
 }
+
+// errStands comes up where what a route needs should go and the route stands,
+// because its own op failed in an earlier pass or is held back.
+var errStands = errors.New("a route stands on it")
 
 // errLastAddress comes up where the address that should take its place failed.
 var errLastAddress = errors.New("neighbours go with a device's last address")
@@ -106,16 +111,26 @@ func (x *executor) stillNeeded(e Entry) error {
 			cause = errLastAddress
 		}
 	case Nexthop:
-		cause = x.kept[e]
+		if cause = x.kept[e]; cause == nil && x.have.users[e] > 0 {
+			cause = errStands
+		}
 	case Neighbour:
-		cause = x.kept[Nexthop{Dev: e.Dev, Gateway: e.IP}]
+		via := Nexthop{Dev: e.Dev, Gateway: e.IP}
+		if cause = x.kept[via]; cause == nil && x.have.users[via] > 0 {
+			cause = errStands
+		}
 	case FDB:
-		cause = x.needed[e.key()]
+		if cause = x.needed[e.key()]; cause == nil && x.have.carries(e) {
+			cause = errStands
+		}
 	case Device:
 		for n, err := range x.kept {
 			if n.Dev == e.Name {
 				cause = err
 			}
+		}
+		if cause == nil && x.have.forwardsOn(e.Name) {
+			cause = errStands
 		}
 	}
 	if cause != nil {
@@ -147,8 +162,7 @@ func (x *executor) fail(op Op, err error) {
 func (x *executor) keep(via Nexthop, err error) {
 	x.kept[via] = err
 	// The neighbour that a nexthop needs does not know of strays.
-	plain := Nexthop{Dev: via.Dev, Gateway: via.Gateway}
-	x.kept[plain] = err
+	x.kept[via.plain()] = err
 	if n, ok := x.have.neighbours[neighbourKey{via.Dev, via.Gateway}]; ok {
 		x.needed[fdbKey{dev: n.Dev, mac: n.MAC}] = err
 	}

@@ -19,10 +19,33 @@ type Kernel interface {
 	// delete of what is not there succeeds.
 	Apply(ctx context.Context, ops []Op) []error
 
-	// Watch calls changed after anything that Dump shows may have changed, by
-	// whatever hand, until ctx ends; then it returns nil. It has subscribed
-	// before its first call of changed, which comes at once.
+	// Watch subscribes to what the kernel announces and calls changed, at once
+	// and then whenever there is something new to be told, until ctx ends; then
+	// it returns nil. It may leave out calls until Changes has been called.
+	// changed must not wait. There is one Watch at a time.
 	Watch(ctx context.Context, changed func()) error
+
+	// Changes returns what was announced since the last call, in the kernel's
+	// order; it does not wait. doubt says that the announcements do not tell
+	// all, so that only a Dump does: at the first call after Watch subscribed,
+	// while nothing is subscribed, when announcements were lost, and after a
+	// change of one of our devices or its addresses, with which entries go
+	// silently. So do IPv4 routes with their nexthop, see [State.Correct].
+	//
+	// What an Apply caused is told by the first Changes after it, and no later.
+	// Changes by others that came by meanwhile are too, even if changed is not
+	// called: whoever called Apply calls Changes again.
+	Changes() (changes []Change, doubt bool)
+}
+
+// Change is what the kernel announced about one entry.
+type Change struct {
+	Entry Entry
+	// Gone tells that there is none of its identity any more.
+	Gone bool
+	// By is the netlink port of the one who made the change, often a process's
+	// number; 0 where the kernel does not tell.
+	By uint32
 }
 
 // Errors of a Kernel that callers branch on, and explain.

@@ -16,6 +16,11 @@ type State struct {
 	neighbours map[neighbourKey]Neighbour
 	nexthops   map[Nexthop]struct{}
 	routes     map[routeKey]Route
+	// users counts the routes that lead through a nexthop, those through a
+	// stray also for its plain form, and macs the neighbours that have a MAC:
+	// so that what needs an entry is found without a walk through all.
+	users map[Nexthop]int
+	macs  map[fdbKey]int
 }
 
 // NewState returns the set of the given entries; of two with one identity the
@@ -45,11 +50,31 @@ func (s *State) Put(e Entry) {
 	case FDB:
 		put(&s.fdb, e.key(), e)
 	case Neighbour:
+		s.Drop(e)
 		put(&s.neighbours, e.key(), e)
+		add(&s.macs, e.fdbKey(), 1)
 	case Nexthop:
 		put(&s.nexthops, e, struct{}{})
 	case Route:
+		s.Drop(e)
 		put(&s.routes, e.key(), e)
+		s.use(e.Via, 1)
+	}
+}
+
+// add adds n to a count and keeps no zeros.
+func add[K comparable](m *map[K]int, k K, n int) {
+	if n += (*m)[k]; n == 0 {
+		delete(*m, k)
+		return
+	}
+	put(m, k, n)
+}
+
+func (s *State) use(via Nexthop, n int) {
+	add(&s.users, via, n)
+	if via.Stray != 0 {
+		add(&s.users, via.plain(), n)
 	}
 }
 
@@ -63,11 +88,17 @@ func (s *State) Drop(e Entry) {
 	case FDB:
 		delete(s.fdb, e.key())
 	case Neighbour:
-		delete(s.neighbours, e.key())
+		if old, ok := s.neighbours[e.key()]; ok {
+			delete(s.neighbours, e.key())
+			add(&s.macs, old.fdbKey(), -1)
+		}
 	case Nexthop:
 		delete(s.nexthops, e)
 	case Route:
-		delete(s.routes, e.key())
+		if old, ok := s.routes[e.key()]; ok {
+			delete(s.routes, e.key())
+			s.use(old.Via, -1)
+		}
 	}
 }
 
@@ -113,7 +144,7 @@ func (s *State) Len() int {
 func (s *State) All() iter.Seq[Entry] {
 	return func(yield func(Entry) bool) {
 		for k := range kinds {
-			for e := range s.ofKind(k) {
+			for e := range s.OfKind(k) {
 				if !yield(e) {
 					return
 				}
@@ -122,7 +153,8 @@ func (s *State) All() iter.Seq[Entry] {
 	}
 }
 
-func (s *State) ofKind(k Kind) iter.Seq[Entry] {
+// OfKind visits the entries of one kind, in no order.
+func (s *State) OfKind(k Kind) iter.Seq[Entry] {
 	switch k {
 	case KindDevice:
 		return entries(maps.Values(s.devices))
@@ -154,6 +186,7 @@ func (s *State) Clone() *State {
 	return &State{
 		devices: maps.Clone(s.devices), addresses: maps.Clone(s.addresses), fdb: maps.Clone(s.fdb),
 		neighbours: maps.Clone(s.neighbours), nexthops: maps.Clone(s.nexthops), routes: maps.Clone(s.routes),
+		users: maps.Clone(s.users), macs: maps.Clone(s.macs),
 	}
 }
 
@@ -180,7 +213,7 @@ func (s *State) String() string {
 	var b strings.Builder
 	for k := range kinds {
 		var lines []string
-		for e := range s.ofKind(k) {
+		for e := range s.OfKind(k) {
 			lines = append(lines, e.String())
 		}
 		slices.Sort(lines)
@@ -204,15 +237,15 @@ func (s *State) Apply(op Op) {
 			return
 		}
 		if old, ok := s.devices[e.Name]; ok && old.MAC != e.MAC {
-			maps.DeleteFunc(s.neighbours, func(k neighbourKey, _ Neighbour) bool { return k.dev == e.Name })
+			s.dropNeighbours(func(k neighbourKey) bool { return k.dev == e.Name })
 		}
 	case Address:
 		if op.Verb == Delete && s.lastIPv4(e) {
-			maps.DeleteFunc(s.neighbours, func(k neighbourKey, _ Neighbour) bool { return k.dev == e.Dev && k.ip.Is4() })
+			s.dropNeighbours(func(k neighbourKey) bool { return k.dev == e.Dev && k.ip.Is4() })
 		}
 	case Nexthop:
 		if op.Verb == Delete {
-			maps.DeleteFunc(s.routes, func(_ routeKey, r Route) bool { return r.Via == e })
+			s.dropRoutes(s.users[e], func(r Route) bool { return r.Via == e })
 		}
 	}
 	if op.Verb == Delete {
@@ -251,9 +284,57 @@ func (s *State) dropDevice(name string) {
 	delete(s.devices, name)
 	maps.DeleteFunc(s.addresses, func(a Address, _ struct{}) bool { return a.Dev == name })
 	maps.DeleteFunc(s.fdb, func(k fdbKey, _ FDB) bool { return k.dev == name })
-	maps.DeleteFunc(s.neighbours, func(k neighbourKey, _ Neighbour) bool { return k.dev == name })
+	s.dropNeighbours(func(k neighbourKey) bool { return k.dev == name })
 	maps.DeleteFunc(s.nexthops, func(n Nexthop, _ struct{}) bool { return n.Dev == name })
-	maps.DeleteFunc(s.routes, func(_ routeKey, r Route) bool { return r.Via.Dev == name })
+	s.dropRoutes(len(s.routes), func(r Route) bool { return r.Via.Dev == name })
+}
+
+func (s *State) dropNeighbours(match func(neighbourKey) bool) {
+	for k, n := range s.neighbours {
+		if match(k) {
+			s.Drop(n)
+		}
+	}
+}
+
+// dropRoutes drops the at most n routes that match, and returns them.
+func (s *State) dropRoutes(n int, match func(Route) bool) (dropped []Route) {
+	if n == 0 {
+		return nil
+	}
+	for _, r := range s.routes {
+		if !match(r) {
+			continue
+		}
+		s.Drop(r)
+		if dropped = append(dropped, r); len(dropped) == n {
+			break
+		}
+	}
+	return dropped
+}
+
+// carries tells whether a route stands that sends its packets by an FDB entry.
+func (s *State) carries(f FDB) bool {
+	if s.macs[fdbKey{dev: f.Dev, mac: f.MAC}] == 0 {
+		return false
+	}
+	for _, n := range s.neighbours {
+		if n.Dev == f.Dev && n.MAC == f.MAC && s.users[Nexthop{Dev: n.Dev, Gateway: n.IP}] > 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// forwardsOn tells whether a route stands on a device and finds all it needs.
+func (s *State) forwardsOn(dev string) bool {
+	for _, r := range s.routes {
+		if r.Via.Dev == dev && s.Forwards(r) {
+			return true
+		}
+	}
+	return false
 }
 
 // Forwards tells whether a packet that takes the route finds all it needs: the

@@ -64,7 +64,7 @@ func (f *follower) tellAll() {
 	for _, l := range f.mirror.Peers() {
 		owe = append(owe, f.self.Peer(l)...)
 	}
-	f.loop.Update(nil, owe)
+	f.loop.Update(f.mirror.Revision(), nil, owe)
 	f.own, f.begun = nil, true
 }
 
@@ -123,8 +123,8 @@ func (f *follower) apply(c subnet.Change) bool {
 	switch {
 	case !f.begun:
 		f.tellAll()
-	case c.Whole || len(release)+len(owe) > 0:
-		f.loop.Update(release, owe)
+	default: // Also for the sake of the revision alone.
+		f.loop.Update(f.mirror.Revision(), release, owe)
 	}
 	return f.reportHolds() || len(deltas) > 0
 }

@@ -23,7 +23,17 @@ type Fake struct {
 	failOp   func(backend.Op) error
 	failDump error
 	watchers map[chan struct{}]struct{}
+	// queue and doubt are what Changes is to tell.
+	queue []backend.Change
+	doubt bool
+	dumps int
 }
+
+// HandPort is the netlink port by which the outside hand is told of.
+const HandPort = 4711
+
+// maxQueued bounds the changes that wait to be told, as in the kernel.
+const maxQueued = 1 << 18
 
 var _ backend.Kernel = (*Fake)(nil)
 
@@ -44,6 +54,7 @@ func (f *Fake) Dump(ctx context.Context) (*backend.State, error) {
 	if f.failDump != nil {
 		return nil, f.failDump
 	}
+	f.dumps++
 	return f.state.Clone(), nil
 }
 
@@ -74,6 +85,7 @@ func (f *Fake) apply(op backend.Op) error {
 		return err
 	}
 	f.done = append(f.done, op)
+	f.announce(op)
 	if r, ok := op.Entry.(backend.Route); ok && op.Verb == backend.Replace {
 		f.others.Drop(r) // The kernel does not ask whose it was.
 	}
@@ -86,10 +98,12 @@ func (f *Fake) Watch(ctx context.Context, changed func()) error {
 	kick := make(chan struct{}, 1)
 	f.mu.Lock()
 	f.watchers[kick] = struct{}{}
+	f.queue, f.doubt = nil, true
 	f.mu.Unlock()
 	defer func() {
 		f.mu.Lock()
 		delete(f.watchers, kick)
+		f.queue = nil
 		f.mu.Unlock()
 	}()
 	kick <- struct{}{}
@@ -112,12 +126,105 @@ func (f *Fake) kick() {
 	}
 }
 
-// Hand changes what is ours as an outside hand does, and wakes watchers.
+// Changes implements backend.Kernel.
+func (f *Fake) Changes() (changes []backend.Change, doubt bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	changes, doubt = f.queue, f.doubt || len(f.watchers) == 0
+	f.queue, f.doubt = nil, false
+	if doubt {
+		return nil, true
+	}
+	return changes, false
+}
+
+// announce tells what the kernel does of an op before it is carried out: of
+// what goes with a nexthop the IPv6 routes alone, and of a change of a device or
+// an address that there was one.
+func (f *Fake) announce(op backend.Op) {
+	switch e := op.Entry.(type) {
+	case backend.Device, backend.Address:
+		f.lose()
+	case backend.Nexthop:
+		if op.Verb == backend.Delete && e.Gateway.Is6() {
+			for r := range f.state.OfKind(backend.KindRoute) {
+				if r := r.(backend.Route); r.Via == e && r.Dst.Addr().Is6() {
+					f.tell(backend.Change{Entry: r, Gone: true})
+				}
+			}
+		}
+	}
+	f.tell(backend.Change{Entry: op.Entry, Gone: op.Verb == backend.Delete})
+}
+
+func (f *Fake) tell(c backend.Change) {
+	switch {
+	case f.doubt || len(f.watchers) == 0:
+	case len(f.queue) == maxQueued:
+		f.lose()
+	default:
+		f.queue = append(f.queue, c)
+	}
+}
+
+func (f *Fake) lose() { f.queue, f.doubt = nil, true }
+
+// Hand changes what is ours as an outside hand does, and makes it known as far
+// as the kernel does.
 func (f *Fake) Hand(change func(*backend.State)) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	before := f.state.Clone()
 	change(f.state)
+	f.announceBetween(before, f.state)
 	f.kick()
+}
+
+// Silently changes what is ours without making it known.
+func (f *Fake) Silently(change func(*backend.State)) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	change(f.state)
+}
+
+// Overflow has announcements be lost.
+func (f *Fake) Overflow() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.lose()
+	f.kick()
+}
+
+// Dumps is how many dumps succeeded so far.
+func (f *Fake) Dumps() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.dumps
+}
+
+func (f *Fake) announceBetween(before, after *backend.State) {
+	differs := func(e backend.Entry, gone bool) {
+		switch e := e.(type) {
+		case backend.Device, backend.Address:
+			f.lose()
+			return
+		case backend.Route:
+			if gone && e.Dst.Addr().Is4() && before.Has(e.Via) && !after.Has(e.Via) {
+				return // It goes in silence.
+			}
+		}
+		f.tell(backend.Change{Entry: e, Gone: gone, By: HandPort})
+	}
+	for e := range before.All() {
+		if _, ok := after.At(e); !ok {
+			differs(e, true)
+		}
+	}
+	for e := range after.All() {
+		if !before.Has(e) {
+			differs(e, false)
+		}
+	}
 }
 
 // Down takes a device down by an outside hand, with all that goes then: its

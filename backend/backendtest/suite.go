@@ -11,6 +11,7 @@ import (
 type suite struct {
 	t *testing.T
 	Harness
+	noise int // Doubts without a cause so far.
 }
 
 func (s *suite) dump() *backend.State {

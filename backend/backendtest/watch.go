@@ -42,6 +42,7 @@ func testWatch(t *testing.T, s *suite) {
 	defer end()
 	await := func(what string) {
 		t.Helper()
+		defer s.Kernel.Changes()
 		select {
 		case <-changed:
 		case <-time.After(5 * time.Second):
@@ -50,6 +51,7 @@ func testWatch(t *testing.T, s *suite) {
 		for quiet := false; !quiet; { // The rest of what it makes known.
 			select {
 			case <-changed:
+				_, _ = s.Kernel.Changes()
 			case <-time.After(30 * time.Millisecond):
 				quiet = true
 			}

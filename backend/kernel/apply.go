@@ -44,6 +44,9 @@ func (k *Kernel) Apply(ctx context.Context, ops []backend.Op) []error {
 	for len(todo) > 0 {
 		n := a.batch(ctx, todo)
 		todo = append(todo[n:], a.conclude(ctx)...)
+		if k.events != nil { // Else a large Apply would fill its buffer.
+			k.events.drain(k)
+		}
 	}
 	return errs
 }

@@ -113,7 +113,13 @@ func (d *dumper) devices(ctx context.Context) (indexes []int, err error) {
 	}
 	clear(d.k.index)
 	clear(d.k.byNexthop)
+	if d.k.events != nil { // What it has yet to read goes on from here or before.
+		clear(d.k.events.ours)
+	}
 	for _, l := range links {
+		if d.k.events != nil {
+			d.k.events.know(l)
+		}
 		indexes = append(indexes, l.index)
 		d.names[l.index] = l.name
 		d.k.index[l.name] = l.index
@@ -170,7 +176,7 @@ func (d *dumper) hanging(ctx context.Context, index int) error {
 			host.PutUint32(h[4:], uint32(index))
 		}, func(m message) (addressMessage, bool) {
 			a, ok := parseAddress(m.body)
-			return a, ok && a.index == index && !(a.prefix.Addr().Is6() && a.prefix.Addr().IsLinkLocalUnicast())
+			return a, ok && a.index == index && a.shown()
 		})
 		if err != nil {
 			return fmt.Errorf("dump addresses of %s: %w", dev, err)
@@ -185,7 +191,7 @@ func (d *dumper) hanging(ctx context.Context, index int) error {
 		host.PutUint32(h[4:], uint32(index)) // valid_fdb_dump_strict takes the device here, neigh_valid_dump_req below.
 	}, func(m message) (neighbourMessage, bool) {
 		n, ok := parseNeighbour(m.body)
-		return n, ok && n.family == unix.AF_BRIDGE && n.index == index && (n.dst.IsValid() || n.nexthop != 0)
+		return n, ok && n.index == index && n.shownFDB()
 	})
 	if err != nil {
 		return fmt.Errorf("dump FDB of %s: %w", dev, err)
@@ -202,7 +208,7 @@ func (d *dumper) hanging(ctx context.Context, index int) error {
 			w.u32(unix.NDA_IFINDEX, uint32(index))
 		}, func(m message) (neighbourMessage, bool) {
 			n, ok := parseNeighbour(m.body)
-			return n, ok && n.family == family && n.index == index && n.state&unix.NUD_PERMANENT != 0 && n.dst.IsValid()
+			return n, ok && n.family == family && n.index == index && n.shownNeighbour()
 		})
 		if err != nil {
 			return fmt.Errorf("dump neighbours of %s: %w", dev, err)

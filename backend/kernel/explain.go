@@ -3,7 +3,9 @@ package kernel
 import (
 	"context"
 	"fmt"
+	"os"
 	"strconv"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -59,4 +61,18 @@ func (k *Kernel) describe(ctx context.Context, r routeMessage) string {
 		}
 	}
 	return text
+}
+
+// Hand says what is known of the one who made a change, by Change.By. A port's
+// number is the process's, if it is the first netlink socket of it
+// (netlink_autobind) and of our own PID namespace.
+func (k *Kernel) Hand(port uint32) string {
+	if port == 0 {
+		return "unknown"
+	}
+	name, err := os.ReadFile("/proc/" + strconv.Itoa(int(port)) + "/comm")
+	if err != nil {
+		return fmt.Sprintf("netlink port %d", port)
+	}
+	return fmt.Sprintf("process %d (%s)", port, strings.TrimSpace(string(name)))
 }

@@ -26,7 +26,7 @@ func (h *nexthopIDs) reset() {
 	}
 }
 
-// add notes an object of ours that a dump shows and returns its entry, which is
+// add notes an object of ours that a dump or an event shows and returns its entry, which is
 // a stray if it is a second of its kind or of no form that we make.
 func (h *nexthopIDs) add(hop backend.Nexthop, plain bool, id uint32) backend.Nexthop {
 	if _, second := h.ids[hop]; second || !plain {

@@ -35,6 +35,8 @@ type Kernel struct {
 	hops  nexthopIDs
 	// byNexthop has the FDB entries that lead through a nexthop object.
 	byNexthop map[fdbKey]struct{}
+	// events is what Watch has subscribed to, nil if nothing.
+	events *events
 	// listen is the receive buffer of watchers in bytes.
 	listen int
 }

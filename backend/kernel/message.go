@@ -34,6 +34,7 @@ const (
 type message struct {
 	typ, flags uint16
 	seq        uint32
+	pid        uint32 // The port of who caused it, in an event.
 	body       []byte
 }
 
@@ -46,7 +47,7 @@ func messages(b []byte) iter.Seq[message] {
 				return
 			}
 			m := message{
-				typ: host.Uint16(b[4:]), flags: host.Uint16(b[6:]), seq: host.Uint32(b[8:]),
+				typ: host.Uint16(b[4:]), flags: host.Uint16(b[6:]), seq: host.Uint32(b[8:]), pid: host.Uint32(b[12:]),
 				body: b[unix.SizeofNlMsghdr:n],
 			}
 			if !yield(m) {

@@ -23,9 +23,12 @@ func FuzzNoMessagePanics(f *testing.F) {
 		f.Add(w.b[:len(w.b)-3])
 	}
 	f.Fuzz(func(_ *testing.T, b []byte) {
-		w := watcher{owns: func(string) bool { return true }, ours: map[uint32]struct{}{}}
-		w.concerns(b)
+		e := newEvents(nil, func(string) bool { return true })
+		k := &Kernel{byNexthop: map[fdbKey]struct{}{}}
 		for m := range messages(b) {
+			e.doubt = false
+			e.ours[linkIndex(m.body)] = "ripstop.1"
+			e.read(k, m)
 			_ = answer(m)
 			l, _ := parseLink(m.body)
 			_ = l.device()

@@ -145,11 +145,17 @@ func parseAddress(b []byte) (a addressMessage, ok bool) {
 	return a, a.prefix.IsValid()
 }
 
+// shown tells whether Dump shows it: link-local addresses are not.
+func (a addressMessage) shown() bool {
+	return !(a.prefix.Addr().Is6() && a.prefix.Addr().IsLinkLocalUnicast())
+}
+
 // neighbourMessage is what we read of an RTM_NEWNEIGH, also of an FDB entry.
 type neighbourMessage struct {
 	family uint8
 	index  int
 	state  uint16
+	proxy  bool // It is answered for, and no entry.
 	dst    netip.Addr
 	mac    backend.MAC
 	// port, vni, out and nexthop are an FDB entry's own, if it has them
@@ -163,6 +169,7 @@ func parseNeighbour(b []byte) (n neighbourMessage, ok bool) {
 		return n, false
 	}
 	n.family, n.index, n.state = b[0], linkIndex(b), host.Uint16(b[8:])
+	n.proxy = b[10]&unix.NTF_PROXY != 0
 	for typ, v := range attributes(b[sizeNeighMessage:]) {
 		switch typ {
 		case unix.NDA_DST:
@@ -180,6 +187,16 @@ func parseNeighbour(b []byte) (n neighbourMessage, ok bool) {
 		}
 	}
 	return n, true
+}
+
+// shownFDB tells whether it is an FDB entry that Dump shows, shownNeighbour
+// whether it is such a neighbour.
+func (n neighbourMessage) shownFDB() bool {
+	return n.family == unix.AF_BRIDGE && (n.dst.IsValid() || n.nexthop != 0)
+}
+
+func (n neighbourMessage) shownNeighbour() bool {
+	return n.family != unix.AF_BRIDGE && n.dst.IsValid() && n.state&unix.NUD_PERMANENT != 0 && !n.proxy
 }
 
 // fdb gives the entry on the device of that name.

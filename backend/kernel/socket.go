@@ -201,6 +201,42 @@ func (s *socket) read() (n int, from uint32, err error) {
 	return n, from, err
 }
 
+// poll returns the next datagram from the kernel if it is there, else EAGAIN. It
+// does not disturb who waits in readable.
+func (s *socket) poll() (b []byte, err error) {
+	for {
+		var n int
+		var sa unix.Sockaddr
+		var failed error
+		err := s.raw.Control(func(fd uintptr) {
+			n, sa, failed = unix.Recvfrom(int(fd), s.in, unix.MSG_TRUNC|unix.MSG_DONTWAIT)
+		})
+		if err = errors.Join(err, failed); errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if err != nil {
+			return nil, fmt.Errorf("receive netlink event: %w", err)
+		}
+		if from, ok := sa.(*unix.SockaddrNetlink); ok && from.Pid != 0 {
+			continue // Another process, not the kernel.
+		}
+		if n > len(s.in) {
+			return nil, fmt.Errorf("receive netlink event: %d bytes: %w", n, unix.EMSGSIZE)
+		}
+		return s.in[:n], nil
+	}
+}
+
+// readable waits until there is something to read or an error to be told, and
+// takes neither. It ends as until says.
+func (s *socket) readable() error {
+	return s.raw.Read(func(fd uintptr) bool {
+		p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+		n, err := unix.Poll(p, 0)
+		return n > 0 || err != nil
+	})
+}
+
 // ask sends one request, which w holds with sequence number seq, and hands what
 // is answered to each. For a dump it goes on to its end. It returns
 // errInterrupted if the dump may be incomplete.

@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/ripstop-net/ripstop/backend"
 )
 
 // watchGroups are the multicast groups that tell of what Dump shows. FDB
@@ -24,32 +26,27 @@ const (
 )
 
 // Watch implements backend.Kernel. It returns an error only if it cannot
-// subscribe in the first place. It calls changed once for each datagram that
-// holds a change of ours, whoever made it, and when the kernel had to drop
-// events (ENOBUFS).
-//
-// The kernel is silent about some changes: of IPv4 routes and of nexthops that
-// go with their device, or when it goes down. The device's own event stands
-// for them.
+// subscribe in the first place. It wakes for events of others' too, which
+// Changes then passes over.
 func (k *Kernel) Watch(ctx context.Context, changed func()) error {
-	return watch(ctx, k.subscribe, changed)
+	return k.watch(ctx, k.subscribe, changed)
 }
 
 // watch is Watch with a given way to subscribe. A socket that cannot be opened
-// again is tried for again and again; the first changed after that makes up for
-// what was missed.
-func watch(ctx context.Context, subscribe func(context.Context) (*watcher, error), changed func()) error {
-	w, err := subscribe(ctx)
+// again is tried for again and again; Changes says doubt until after that.
+func (k *Kernel) watch(ctx context.Context, subscribe func(context.Context) (*events, error), changed func()) error {
+	e, err := subscribe(ctx)
 	if err != nil && ctx.Err() == nil {
 		return fmt.Errorf("watch kernel: %w", err)
 	}
 	for wait := reopenAfter; ; wait = min(wait*reopenBackoff, reopenAtMost) {
-		if w != nil {
-			changed()
-			w.follow(ctx, changed)
-			_ = w.sock.close()
-			if w.heard {
+		if e != nil {
+			if e.follow(ctx, changed) {
 				wait = reopenAfter
+			}
+			k.unsubscribe(e)
+			if ctx.Err() == nil {
+				changed()
 			}
 		}
 		timer := time.NewTimer(wait)
@@ -59,21 +56,13 @@ func watch(ctx context.Context, subscribe func(context.Context) (*watcher, error
 			return nil
 		case <-timer.C:
 		}
-		w, _ = subscribe(ctx)
+		e, _ = subscribe(ctx)
 	}
-}
-
-// watcher follows the events of one socket. It knows our devices by number.
-type watcher struct {
-	sock  *socket
-	owns  func(string) bool
-	ours  map[uint32]struct{}
-	heard bool
 }
 
 // subscribe opens the socket, and then reads by another which devices are ours
 // already; those that come later announce themselves.
-func (k *Kernel) subscribe(ctx context.Context) (*watcher, error) {
+func (k *Kernel) subscribe(ctx context.Context) (*events, error) {
 	if ctx.Err() != nil {
 		return nil, ctx.Err()
 	}
@@ -81,24 +70,32 @@ func (k *Kernel) subscribe(ctx context.Context) (*watcher, error) {
 	if err != nil {
 		return nil, err
 	}
-	w := &watcher{sock: sock, owns: k.owns, ours: map[uint32]struct{}{}}
+	e := newEvents(sock, k.owns)
 	if err = sock.join(watchGroups...); err == nil {
-		err = w.learn(ctx, k)
+		err = k.learn(ctx, e)
 	}
 	if err != nil {
 		return nil, errors.Join(err, sock.close())
 	}
-	return w, nil
+	return e, nil
 }
 
-func (w *watcher) learn(ctx context.Context, k *Kernel) error {
-	links, err := k.links(ctx)
-	for _, l := range links {
-		if w.owns(l.name) {
-			w.ours[uint32(l.index)] = struct{}{}
-		}
+// learn reads which devices are ours, and hands e to Changes.
+func (k *Kernel) learn(ctx context.Context, e *events) error {
+	release, err := k.take(ctx)
+	if err != nil {
+		return err
 	}
-	return err
+	defer release()
+	links, err := k.dumpLinks(ctx)
+	if err != nil {
+		return err
+	}
+	for _, l := range links {
+		e.know(l)
+	}
+	k.events = e
+	return nil
 }
 
 // links reads all links. It waits for its turn.
@@ -108,6 +105,11 @@ func (k *Kernel) links(ctx context.Context) ([]linkMessage, error) {
 		return nil, err
 	}
 	defer release()
+	return k.dumpLinks(ctx)
+}
+
+// dumpLinks is links for who has the turn.
+func (k *Kernel) dumpLinks(ctx context.Context) ([]linkMessage, error) {
 	links, err := collect(ctx, k, dumpLinks(""), func(m message) (linkMessage, bool) { return parseLink(m.body) })
 	if err != nil {
 		return nil, fmt.Errorf("dump devices: %w", err)
@@ -115,66 +117,57 @@ func (k *Kernel) links(ctx context.Context) ([]linkMessage, error) {
 	return links, nil
 }
 
-// follow reads events until ctx ends or the socket fails.
-func (w *watcher) follow(ctx context.Context, changed func()) {
-	defer w.sock.until(ctx, 0)()
-	for {
-		b, err := w.sock.receive(ctx)
-		switch {
-		case errors.Is(err, unix.ENOBUFS):
-			changed()
-		case err != nil:
-			return
-		case w.concerns(b):
-			changed()
-		}
-		w.heard = true
+// unsubscribe closes the socket, on which no Changes is at work then.
+func (k *Kernel) unsubscribe(e *events) {
+	<-k.turn
+	defer func() { k.turn <- struct{}{} }()
+	if k.events == e {
+		k.events = nil
 	}
+	_ = e.sock.close()
 }
 
-// concerns tells whether a datagram holds a change of ours. All its messages
-// are read, for a link may be among them that is ours from now on.
-func (w *watcher) concerns(b []byte) bool {
-	ours := false
-	for m := range messages(b) {
-		ours = w.ourEvent(m) || ours
+// Changes implements backend.Kernel. It waits for a Dump or Apply in progress.
+func (k *Kernel) Changes() (changes []backend.Change, doubt bool) {
+	<-k.turn
+	defer func() { k.turn <- struct{}{} }()
+	e := k.events
+	if e == nil {
+		return nil, true
 	}
-	return ours
-}
-
-func (w *watcher) ourEvent(m message) bool {
-	switch m.typ {
-	case unix.RTM_NEWLINK, unix.RTM_DELLINK:
-		return w.ourLink(m)
-	case unix.RTM_NEWADDR, unix.RTM_DELADDR, unix.RTM_NEWNEIGH, unix.RTM_DELNEIGH:
-		// All three kinds of messages have the device in the same place.
-		_, ours := w.ours[uint32(linkIndex(m.body))]
-		return ours
-	case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:
-		return len(m.body) >= sizeRouteMessage && m.body[5] == Protocol
-	case unix.RTM_NEWNEXTHOP, unix.RTM_DELNEXTHOP:
-		return len(m.body) >= sizeNexthopMessage && m.body[2] == Protocol
-	}
-	return false
-}
-
-// ourLink also follows which devices are ours, as they come, are renamed, and
-// go.
-func (w *watcher) ourLink(m message) bool {
-	l, ok := parseLink(m.body)
-	// A bridge port's events (of family AF_BRIDGE) name the device too, and
-	// its RTM_DELLINK there does not mean that it goes (br_ifinfo_notify).
-	if !ok || m.body[0] != unix.AF_UNSPEC {
-		return false
-	}
-	index := uint32(l.index)
-	_, was := w.ours[index]
-	is := w.owns(l.name)
-	switch {
-	case m.typ == unix.RTM_DELLINK || !is:
-		delete(w.ours, index)
+	e.drain(k)
+	changes, doubt = e.queue, e.doubt
+	e.queue, e.doubt = nil, e.failed
+	select {
+	case e.drained <- struct{}{}:
 	default:
-		w.ours[index] = struct{}{}
 	}
-	return was || is
+	return changes, doubt
+}
+
+// follow calls changed when there is something to read, and then waits until it
+// has been read, until ctx ends or the socket fails. It tells whether the socket
+// ever had anything to read.
+//
+// It does not read by itself: events are to be read when those who changed the
+// kernel are through, in one go with what they learned by answers.
+func (e *events) follow(ctx context.Context, changed func()) (heard bool) {
+	defer e.sock.until(ctx, 0)()
+	changed()
+	for {
+		if err := e.sock.readable(); err != nil || ctx.Err() != nil {
+			return heard
+		}
+		heard = true
+		select {
+		case <-e.drained: // Of an earlier time.
+		default:
+		}
+		changed()
+		select {
+		case <-e.drained:
+		case <-ctx.Done():
+			return heard
+		}
+	}
 }

@@ -19,17 +19,17 @@ func TestWatchOpensAFailedSocketAgain(t *testing.T) {
 	defer cancel()
 	calls, socks, done := make(chan struct{}, 10), make(chan *socket, 10), make(chan error, 1)
 	tries := 0
-	subscribe := func(ctx context.Context) (*watcher, error) {
+	subscribe := func(ctx context.Context) (*events, error) {
 		if tries++; tries == 2 {
 			return nil, unix.EMFILE
 		}
-		w, err := k.subscribe(ctx)
+		e, err := k.subscribe(ctx)
 		if err == nil {
-			socks <- w.sock
+			socks <- e.sock
 		}
-		return w, err
+		return e, err
 	}
-	go func() { done <- watch(ctx, subscribe, func() { calls <- struct{}{} }) }()
+	go func() { done <- k.watch(ctx, subscribe, func() { calls <- struct{}{} }) }()
 	await := func(what string) {
 		t.Helper()
 		select {
@@ -40,7 +40,11 @@ func TestWatchOpensAFailedSocketAgain(t *testing.T) {
 	}
 	await("at the beginning")
 	_ = (<-socks).close()
+	await("when it has failed")
 	await("when it has subscribed again")
+	if _, doubt := k.Changes(); !doubt {
+		t.Error("no doubt after a time without a socket")
+	}
 	run(t, k, backend.Add, device(false))
 	await("on a change after that")
 	cancel()
@@ -50,22 +54,26 @@ func TestWatchOpensAFailedSocketAgain(t *testing.T) {
 }
 
 func TestWatchSaysWhyItCannotBegin(t *testing.T) {
-	err := watch(t.Context(), func(context.Context) (*watcher, error) { return nil, unix.EMFILE }, nil)
+	k := openAt(t, kerneltest.Namespace(t))
+	err := k.watch(t.Context(), func(context.Context) (*events, error) { return nil, unix.EMFILE }, nil)
 	if !errors.Is(err, unix.EMFILE) {
 		t.Fatalf("error is %v", err)
 	}
 }
 
-// TestWatchIsSilentAboutOthers makes changes of others' and then one of ours:
-// just that one may be heard.
-func TestWatchIsSilentAboutOthers(t *testing.T) {
+// TestChangesAreSilentAboutOthers makes changes of others' and then one of ours:
+// just that one may be told of.
+func TestChangesAreSilentAboutOthers(t *testing.T) {
 	ns := kerneltest.Namespace(t)
 	k := openAt(t, ns)
-	w, err := k.subscribe(t.Context())
+	e, err := k.subscribe(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer func() { _ = w.sock.close() }()
+	defer k.unsubscribe(e)
+	if _, doubt := k.Changes(); !doubt {
+		t.Fatal("no doubt at the beginning")
+	}
 	kerneltest.Do(t, ns, func() error {
 		br := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "br0"}}
 		return errors.Join(netlink.LinkAdd(br), netlink.LinkSetUp(br),
@@ -73,32 +81,15 @@ func TestWatchIsSilentAboutOthers(t *testing.T) {
 			netlink.RouteAdd(&netlink.Route{LinkIndex: 1, Dst: ipNet(peerPrefix.Masked()), Protocol: unix.RTPROT_STATIC, Priority: 7}),
 			netlink.LinkDel(br))
 	})
-	heard, all := 0, 0
-	count := func() {
-		for {
-			ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
-			stop := w.sock.until(ctx, 0)
-			b, err := w.sock.receive(ctx)
-			stop()
-			cancel()
-			if err != nil {
-				return
-			}
-			if all++; w.concerns(b) {
-				heard++
-			}
-		}
+	if err := e.sock.readable(); err != nil {
+		t.Fatal(err)
 	}
-	count()
-	if all < 5 || heard > 0 {
-		t.Fatalf("of %d datagrams about others' things %d concern us", all, heard)
+	if changes, doubt := k.Changes(); doubt || len(changes) > 0 {
+		t.Fatalf("told of others' things: %v, doubt %t", changes, doubt)
 	}
 	run(t, k, backend.Add, device(false))
-	if count(); heard == 0 {
-		t.Fatal("silent about our own device")
-	}
-	if len(w.ours) != 1 {
-		t.Fatalf("knows %d devices of ours", len(w.ours))
+	if _, doubt := k.Changes(); !doubt || len(e.ours) != 1 {
+		t.Fatalf("silent about our own device; knows %d devices of ours", len(e.ours))
 	}
 	kerneltest.Do(t, ns, func() error { // Renamed away, and no longer ours.
 		l, err := netlink.LinkByName(device(false).Name)
@@ -107,9 +98,44 @@ func TestWatchIsSilentAboutOthers(t *testing.T) {
 		}
 		return err
 	})
-	before := heard
-	if count(); heard == before || len(w.ours) != 0 {
-		t.Fatalf("heard of the renaming: %t; knows %d devices of ours", heard > before, len(w.ours))
+	if _, doubt := k.Changes(); !doubt || len(e.ours) != 0 {
+		t.Fatalf("silent about the renaming; knows %d devices of ours", len(e.ours))
+	}
+}
+
+// TestRouteTakenByAnotherIsTold: a REPLACE by another protocol is announced as
+// that one's, and is the end of ours.
+func TestRouteTakenByAnotherIsTold(t *testing.T) {
+	for name, v6 := range map[string]bool{"IPv4": false, "IPv6": true} {
+		t.Run(name, func(t *testing.T) {
+			ns := kerneltest.Namespace(t)
+			k := openAt(t, ns)
+			reach(t, k, peers(2, v6))
+			e, err := k.subscribe(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer k.unsubscribe(e)
+			have, err := k.Dump(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			calm(k)
+			var ours backend.Route
+			for r := range have.OfKind(backend.KindRoute) {
+				ours = r.(backend.Route)
+			}
+			kerneltest.Do(t, ns, func() error {
+				return netlink.RouteReplace(&netlink.Route{LinkIndex: 1, Dst: ipNet(ours.Dst), Protocol: unix.RTPROT_STATIC})
+			})
+			changes, doubt := k.Changes()
+			if _, doubt2 := have.Correct(changes); doubt || doubt2 || have.Has(ours) {
+				t.Fatalf("doubt %t, changes %v", doubt, changes)
+			}
+			if now, err := k.Dump(t.Context()); err != nil || !now.Equal(have) {
+				t.Fatalf("dump (%v) has\n%s\nmirror has\n%s", err, now, have)
+			}
+		})
 	}
 }
 

@@ -4,28 +4,27 @@ package converge
 
 import (
 	"context"
-	"errors"
-	"maps"
-	"slices"
+	"fmt"
+	"math/rand/v2"
 	"sync"
 	"time"
 
-	"github.com/cenkalti/backoff/v5"
 	"go.uber.org/zap"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/ripstop-net/ripstop/backend"
 )
 
-// Pauses between passes. A pass is held back so that a burst of events costs
-// one dump and not one each, and the longer the more often in a row something
-// had to be mended: neither an outside hand that fights nor a kernel that keeps
-// another value than it was given may make a busy loop.
 const (
+	// shortestPause holds a pass back, so that a burst of events costs one and
+	// not one each.
 	shortestPause = 5 * time.Millisecond
-	longestPause  = 5 * time.Second
-	firstRetry    = 100 * time.Millisecond
-	longestRetry  = 30 * time.Second
+	// auditEvery is the mean time between audits.
+	auditEvery = 5 * time.Minute
+	// Dumps after a doubt may follow one another mostDumps times, and then one
+	// each dumpEvery, for a hand that takes a device up and down all the time.
+	mostDumps = 20
+	dumpEvery = time.Second
 )
 
 // Loop is the loop. Update may be called from any goroutine; Run once.
@@ -33,50 +32,76 @@ type Loop struct {
 	kernel backend.Kernel
 	log    *zap.Logger
 	// kick wakes Run; it carries no data.
-	kick      chan struct{}
-	converged chan struct{}
+	kick       chan struct{}
+	converged  chan struct{}
+	auditEvery time.Duration
 
 	mu     sync.Mutex
 	ledger backend.Ledger
 	// told is set by the first Update: before it nothing is known to be
 	// wanted, and an empty want would empty the kernel.
 	told bool
-	// dirty are entries that may differ from the kernel's.
+	// dirty are the identities of entries of which the want has changed.
 	dirty map[backend.Entry]struct{}
-	// doubt says that the kernel must be read again.
-	doubt bool
+	// revision is that of the last Update, reached that of the last of which
+	// the node's entries are as wanted; step is closed when it advances.
+	revision, reached int64
+	step              chan struct{}
+	stats             Stats
 
-	// The rest is Run's own.
-	have    *backend.State
-	streak  int // Passes in a row that mended what a dump showed.
-	retry   backoff.ExponentialBackOff
-	failing reporter
+	// The rest is Run's own. have is the mirror of the kernel, unread says why
+	// it is not to be trusted.
+	have   *backend.State
+	unread reason
+	// settled says that all that was wanted has been compared once: what
+	// differs after that without a change of the want is drift.
+	settled bool
+	// again are entries to be compared in the next pass.
+	again   []backend.Entry
+	failing failing
+	fights  fights
+	audit   time.Time
+	dumping allowance
+	// dumpTries counts failed dumps, dumpAgain is when to try the next.
+	dumpTries int
+	dumpAgain time.Time
 }
 
-// New returns a loop that has been told of nothing yet.
+// New returns a loop that has been told of nothing yet. If the kernel has a
+// method Hand(port uint32) string, it says in the log who made a change.
 func New(kernel backend.Kernel, log *zap.Logger) *Loop {
+	name := func(port uint32) string {
+		if port == 0 {
+			return "unknown"
+		}
+		return fmt.Sprintf("netlink port %d", port)
+	}
+	if k, ok := kernel.(interface{ Hand(port uint32) string }); ok {
+		name = k.Hand
+	}
 	return &Loop{
-		kernel: kernel, log: log,
-		kick: make(chan struct{}, 1), converged: make(chan struct{}),
-		dirty: map[backend.Entry]struct{}{}, doubt: true,
-		retry:   backoff.ExponentialBackOff{InitialInterval: firstRetry, RandomizationFactor: 0.5, Multiplier: 2, MaxInterval: longestRetry},
-		failing: reporter{log: log, said: map[backend.Entry]string{}},
+		kernel: kernel, log: log, auditEvery: auditEvery,
+		kick: make(chan struct{}, 1), converged: make(chan struct{}), step: make(chan struct{}), reached: -1,
+		dirty: map[backend.Entry]struct{}{}, unread: start,
+		failing: failing{log: log, entries: map[backend.Entry]failure{}},
+		fights:  fights{log: log, calm: calmAfter, most: mostFights, name: name, entries: map[backend.Entry]*fight{}},
+		dumping: allowance{left: mostDumps},
 	}
 }
 
-// Update changes what is wanted: first it takes back, then it adds. The first
-// Update must bring all that is wanted at that time; until it comes, the loop
-// touches nothing.
-func (l *Loop) Update(release, owe []backend.Entry) {
+// Update changes what is wanted as of a revision of the store: first it takes
+// back, then it adds. The first Update must bring all that is wanted at that
+// time; until it comes, the loop touches nothing.
+func (l *Loop) Update(revision int64, release, owe []backend.Entry) {
 	l.mu.Lock()
 	l.ledger.Release(release...)
 	l.ledger.Owe(owe...)
 	for _, entries := range [][]backend.Entry{release, owe} {
 		for _, e := range entries {
-			l.dirty[e] = struct{}{}
+			l.dirty[backend.Identity(e)] = struct{}{}
 		}
 	}
-	l.told = true
+	l.told, l.revision = true, revision
 	l.mu.Unlock()
 	l.wake()
 }
@@ -86,6 +111,29 @@ func (l *Loop) Update(release, owe []backend.Entry) {
 // the node from nothing else.
 func (l *Loop) Converged() <-chan struct{} { return l.converged }
 
+// WaitFor returns nil once a pass has seen the Update of that revision, or of a
+// later one, and left the node's devices and addresses as wanted; or ctx's error.
+// It does not wait for a peer's entry that fails: Stats tells of those.
+func (l *Loop) WaitFor(ctx context.Context, revision int64) error {
+	for {
+		l.mu.Lock()
+		reached, step := l.reached, l.step
+		l.mu.Unlock()
+		if reached >= revision {
+			select {
+			case <-l.converged:
+				return nil
+			default:
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("wait for revision %d: %w", revision, ctx.Err())
+		case <-step:
+		}
+	}
+}
+
 func (l *Loop) wake() {
 	select {
 	case l.kick <- struct{}{}:
@@ -93,189 +141,75 @@ func (l *Loop) wake() {
 	}
 }
 
-// doubtful notes that the kernel may have changed by another hand or our own.
-func (l *Loop) doubtful() {
-	l.mu.Lock()
-	l.doubt = true
-	l.mu.Unlock()
-	l.wake()
-}
-
 // Run converges until ctx ends, which returns nil.
 func (l *Loop) Run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
-	group.Go(func() error { return l.kernel.Watch(ctx, l.doubtful) })
+	group.Go(func() error { return l.kernel.Watch(ctx, l.wake) })
 	group.Go(func() error { return l.converge(ctx) })
 	return group.Wait()
 }
 
 func (l *Loop) converge(ctx context.Context) error {
-	again := time.NewTimer(0) // What failed is tried again when it fires.
-	defer again.Stop()
+	l.planAudit(time.Now())
+	timer := time.NewTimer(0)
+	defer timer.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-l.kick:
-		case <-again.C:
+		case <-timer.C:
 		}
-		clean := l.pass(ctx)
-		if ctx.Err() != nil {
-			return nil
-		}
-		if clean {
-			l.retry.Reset()
-		} else {
-			l.doubtLater()
-			again.Reset(l.retry.NextBackOff())
+		l.pass(ctx)
+		if next := l.next(); !next.IsZero() {
+			timer.Reset(time.Until(next))
 		}
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-time.After(min(shortestPause<<min(l.streak, 10), longestPause)):
+		case <-time.After(shortestPause):
 		}
 	}
 }
 
-// doubtLater has the next pass read the kernel, without waking it.
-func (l *Loop) doubtLater() {
-	l.mu.Lock()
-	l.doubt = true
-	l.mu.Unlock()
+// next is when there is something to do without a kick.
+func (l *Loop) next() time.Time {
+	at := earlier(l.failing.agenda.next(), l.fights.agenda.next())
+	if l.unread == none {
+		return earlier(at, l.audit)
+	}
+	return earlier(at, l.dumpAgain)
 }
 
-// pass compares once and mends what differs. It tells whether all is as it
-// should be afterwards.
-func (l *Loop) pass(ctx context.Context) bool {
-	start := time.Now()
-	whole, told := l.takeDoubt()
-	if !told {
-		return true
-	}
-	if whole {
-		have, err := l.kernel.Dump(ctx)
-		if err != nil {
-			l.failing.dump(ctx, err)
-			return false
-		}
-		l.have = have
-	}
-	ops := l.plan(whole)
-	if len(ops) == 0 {
-		if whole {
-			l.streak = 0
-			l.failing.keep(nil)
-		}
-		l.markConverged()
-		return true
-	}
-	failures := backend.Execute(ctx, l.kernel, l.have, ops)
-	if whole && len(failures) < len(ops) {
-		l.streak++ // Our own echoes come next, and find nothing unless somebody fights.
-	}
-	if ctx.Err() != nil {
-		return false
-	}
-	l.report(ops, failures, time.Since(start))
-	if !slices.ContainsFunc(failures, func(f backend.Failure) bool { return f.Op.Entry.Kind() <= backend.KindAddress }) {
-		l.markConverged()
-	}
-	return len(failures) == 0
+func (l *Loop) planAudit(now time.Time) {
+	l.audit = now.Add(l.auditEvery/2 + rand.N(l.auditEvery))
 }
 
-func (l *Loop) takeDoubt() (doubt, told bool) {
+// count changes the counts.
+func (l *Loop) count(change func(*Stats)) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	doubt, told = l.doubt, l.told
-	if told {
-		l.doubt = false
-	}
-	return doubt, told
+	change(&l.stats)
 }
 
-// plan returns what is to be done: all of the difference after a doubt, else
-// that of what was touched. A device that changes takes the whole difference,
-// for all that hangs on it may change too.
-func (l *Loop) plan(whole bool) []backend.Op {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	dirty := l.dirty
-	l.dirty = map[backend.Entry]struct{}{}
-	want := l.ledger.Want()
-	for e := range dirty {
-		whole = whole || e.Kind() == backend.KindDevice
-	}
-	if whole {
-		return backend.Diff(l.have, want)
-	}
-	return backend.Diff(l.have.Pick(maps.Keys(dirty)), want.Pick(maps.Keys(dirty)))
+// allowance is a number of times that grows by one each dumpEvery up to
+// mostDumps.
+type allowance struct {
+	left int
+	last time.Time
 }
 
-func (l *Loop) markConverged() {
-	select {
-	case <-l.converged:
-	default:
-		close(l.converged)
+// take uses one, or says when there will be one.
+func (a *allowance) take(now time.Time) (ok bool, at time.Time) {
+	if grown := int(now.Sub(a.last) / dumpEvery); a.left+grown >= mostDumps || a.last.IsZero() {
+		a.left, a.last = mostDumps, now
+	} else {
+		a.left += grown
+		a.last = a.last.Add(time.Duration(grown) * dumpEvery)
 	}
-}
-
-// report logs what changed and what did not.
-func (l *Loop) report(ops []backend.Op, failures []backend.Failure, took time.Duration) {
-	var count [3]int
-	for _, op := range ops {
-		count[op.Verb]++
-		l.log.Debug("op", zap.Stringer("op", op))
+	if a.left == 0 {
+		return false, a.last.Add(dumpEvery)
 	}
-	for _, f := range failures {
-		count[f.Op.Verb]--
-	}
-	if len(ops) > len(failures) {
-		l.log.Info("forwarding state changed", zap.Int("added", count[backend.Add]), zap.Int("replaced", count[backend.Replace]),
-			zap.Int("deleted", count[backend.Delete]), zap.Int("failed", len(failures)), zap.Duration("took", took))
-	}
-	l.failing.keep(failures)
-}
-
-// reporter says each failure once, and once that it is over.
-type reporter struct {
-	log  *zap.Logger
-	said map[backend.Entry]string
-	// noDump is what the last dump failed with, "" if it did not.
-	noDump string
-}
-
-// mostSaid bounds the lines of one pass; the rest is counted.
-const mostSaid = 10
-
-// keep replaces what is failing.
-func (r *reporter) keep(failures []backend.Failure) {
-	now := make(map[backend.Entry]string, len(failures))
-	lines, more, left := 0, 0, 0
-	for _, f := range failures {
-		now[f.Op.Entry] = f.Err.Error()
-		switch {
-		case r.said[f.Op.Entry] == f.Err.Error():
-		case errors.Is(f.Err, backend.ErrBlocked):
-			left++
-		case lines == mostSaid:
-			more++
-		default:
-			lines++
-			r.log.Warn("change failed, will be tried again", zap.Stringer("op", f.Op), zap.Error(f.Err))
-		}
-	}
-	if more+left > 0 {
-		r.log.Warn("more changes failed or wait for those that did", zap.Int("failed", more), zap.Int("waiting", left))
-	}
-	if len(now) == 0 && len(r.said) > 0 {
-		r.log.Info("changes that failed have been made", zap.Int("changes", len(r.said)))
-	}
-	r.said, r.noDump = now, ""
-}
-
-func (r *reporter) dump(ctx context.Context, err error) {
-	if ctx.Err() == nil && err.Error() != r.noDump {
-		r.noDump = err.Error()
-		r.log.Warn("kernel cannot be read, will be tried again", zap.Error(err))
-	}
+	a.left--
+	return true, time.Time{}
 }

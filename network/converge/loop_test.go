@@ -94,7 +94,7 @@ func TestInvariant2NothingIsTouchedBeforeTheFirstSnapshot(t *testing.T) {
 		if ops := fake.Ops(); len(ops) != 0 || isConverged(l) {
 			t.Errorf("before the first update: %v", ops)
 		}
-		l.Update(nil, owed(3))
+		l.Update(1, nil, owed(3))
 		settle()
 		holds(t, fake, owed(3)...)
 		if !isConverged(l) {
@@ -106,7 +106,7 @@ func TestInvariant2NothingIsTouchedBeforeTheFirstSnapshot(t *testing.T) {
 func TestOwnEchoesCauseNoSecondChange(t *testing.T) {
 	fake := backendtest.NewFake()
 	loop(t, fake, func(l *Loop, logs *observer.ObservedLogs) {
-		l.Update(nil, owed(2, 3))
+		l.Update(1, nil, owed(2, 3))
 		settle()
 		holds(t, fake, owed(2, 3)...)
 		if ops := fake.Ops(); len(ops) != len(owed(2, 3)) {
@@ -121,10 +121,10 @@ func TestOwnEchoesCauseNoSecondChange(t *testing.T) {
 func TestOnePeersChangeTouchesItsEntriesOnly(t *testing.T) {
 	fake := backendtest.NewFake()
 	loop(t, fake, func(l *Loop, _ *observer.ObservedLogs) {
-		l.Update(nil, owed(2, 3, 4))
+		l.Update(1, nil, owed(2, 3, 4))
 		settle()
 		fake.Ops()
-		l.Update(peer(3), peer(5))
+		l.Update(2, peer(3), peer(5))
 		settle()
 		holds(t, fake, owed(2, 4, 5)...)
 		if ops := fake.Ops(); len(ops) != 8 {
@@ -136,7 +136,7 @@ func TestOnePeersChangeTouchesItsEntriesOnly(t *testing.T) {
 func TestOutsideHandIsMended(t *testing.T) {
 	fake := backendtest.NewFake()
 	loop(t, fake, func(l *Loop, _ *observer.ObservedLogs) {
-		l.Update(nil, owed(2, 3))
+		l.Update(1, nil, owed(2, 3))
 		settle()
 		for name, harm := range map[string]func(){
 			"an entry each": func() {
@@ -175,7 +175,7 @@ func TestOutsideHandIsMended(t *testing.T) {
 func TestFightingHandMeetsBackoff(t *testing.T) {
 	fake := backendtest.NewFake()
 	loop(t, fake, func(l *Loop, _ *observer.ObservedLogs) {
-		l.Update(nil, owed(2))
+		l.Update(1, nil, owed(2))
 		settle()
 		fake.Ops()
 		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
@@ -201,7 +201,7 @@ func TestFailureIsSaidOnceAndTriedAgain(t *testing.T) {
 	foreign := peer(2)[3]
 	fake.Stand(foreign)
 	loop(t, fake, func(l *Loop, logs *observer.ObservedLogs) {
-		l.Update(nil, owed(2, 3))
+		l.Update(1, nil, owed(2, 3))
 		settle()
 		all := owed(2, 3)
 		holds(t, fake, append(append([]backend.Entry{}, all[:4]...), all[5:]...)...)
@@ -214,7 +214,7 @@ func TestFailureIsSaidOnceAndTriedAgain(t *testing.T) {
 		if said.Len() != 1 || !strings.Contains(fmt.Sprint(said.All()[0].Context), "in the way") {
 			t.Errorf("said: %v", said.All())
 		}
-		l.Update(nil, peer(4))
+		l.Update(1, nil, peer(4))
 		settle()
 		if !fake.State().Has(peer(4)[3]) {
 			t.Error("a new peer waits for the one that fails")
@@ -235,7 +235,7 @@ func TestNodeWithoutItsDeviceIsNotConverged(t *testing.T) {
 	other.Name = "flannel.1"
 	fake.Stand(other)
 	loop(t, fake, func(l *Loop, logs *observer.ObservedLogs) {
-		l.Update(nil, owed(2))
+		l.Update(1, nil, owed(2))
 		settle()
 		if isConverged(l) || fake.State().Len() != 0 {
 			t.Errorf("converged without a device: %s", fake.State())
@@ -254,7 +254,7 @@ func TestKernelThatCannotBeReadIsTriedAgain(t *testing.T) {
 	fake := backendtest.NewFake()
 	fake.FailDump(errors.New("no buffer space"))
 	loop(t, fake, func(l *Loop, logs *observer.ObservedLogs) {
-		l.Update(nil, owed(2))
+		l.Update(1, nil, owed(2))
 		time.Sleep(10 * time.Minute)
 		synctest.Wait()
 		if n := logs.FilterMessage("kernel cannot be read, will be tried again").Len(); n != 1 {

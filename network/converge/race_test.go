@@ -1,0 +1,5 @@
+//go:build race
+
+package converge
+
+const raceEnabled = true
