@@ -3,6 +3,7 @@ package backendtest
 import (
 	"context"
 	"errors"
+	"net/netip"
 	"slices"
 	"strings"
 	"syscall"
@@ -60,6 +61,7 @@ func Conformance(t *testing.T, open func(t *testing.T) Harness) {
 		"missing nexthop":        testMissingNexthop,
 		"errors in a batch":      testErrorsInBatch,
 		"foreign route":          testForeignRoute,
+		"foreign wider route":    testForeignWiderRoute,
 		"foreign nexthop":        testForeignNexthop,
 		"foreign vxlan":          testForeignVXLAN,
 		"foreign link":           testForeignLink,
@@ -335,6 +337,28 @@ func testForeignRoute(_ *testing.T, s *suite) {
 		s.apply(backend.Delete, route)
 		s.stands(route)
 		s.holds(world(2))
+	}
+}
+
+// testForeignWiderRoute: where another's route covers the gateway, IPv4 goes its
+// own way on the link, and IPv6 cannot, which must be said.
+func testForeignWiderRoute(_ *testing.T, s *suite) {
+	s.reach(world(1))
+	for _, o := range overlays {
+		wide := backend.Route{Dst: netip.PrefixFrom(o.subnet(0).Addr(), 40).Masked(), Via: o.nexthop(2)}
+		if !o.v6 {
+			wide.Dst = netip.PrefixFrom(o.subnet(0).Addr(), 16).Masked()
+		}
+		s.by(s.Others.Stand(wide))
+		s.apply(backend.Add, o.fdb(5))
+		s.apply(backend.Add, o.neighbour(5))
+		err := s.try(backend.Add, o.nexthop(5))[0]
+		if o.v6 {
+			s.wantErr(err, backend.ErrInTheWay, syscall.EINVAL)
+		} else {
+			s.by(err)
+		}
+		s.stands(wide)
 	}
 }
 

@@ -344,7 +344,7 @@ func (f *Fake) refuses(op backend.Op) error {
 		case dev.Down:
 			return syscall.ENETDOWN
 		case f.ledAstray(e):
-			return syscall.EINVAL
+			return fmt.Errorf("%w: a route leads to the gateway another way: %w", backend.ErrInTheWay, syscall.EINVAL)
 		}
 	}
 	return nil
@@ -359,7 +359,7 @@ func (f *Fake) ledAstray(n backend.Nexthop) bool {
 	for bits := 1; bits <= 128; bits++ {
 		to := backend.Route{Dst: netip.PrefixFrom(n.Gateway, bits).Masked()}
 		for _, s := range []*backend.State{f.state, f.others} {
-			if at, ok := s.At(to); ok && at.On() != n.Dev {
+			if at, ok := s.At(to); ok && (s == f.others || at.On() != n.Dev) {
 				return true
 			}
 		}

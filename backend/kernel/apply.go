@@ -187,6 +187,8 @@ func (a *applier) concludeNexthop(ctx context.Context, i int, e backend.Nexthop,
 		hops.remove(e)
 	case err == nil:
 		hops.set(e, id)
+	case a.ops[i].Verb == backend.Add && e.Gateway.Is6() && errors.Is(err, unix.EINVAL):
+		a.errs[i] = a.explainNexthop(ctx, e, err)
 	case a.ops[i].Verb == backend.Add && errors.Is(err, unix.EEXIST):
 		there, lookErr := a.k.nexthopByID(ctx, id)
 		switch {

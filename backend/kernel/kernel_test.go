@@ -159,7 +159,10 @@ func (o others) Stand(e backend.Entry) error {
 	case backend.Device:
 		return o.stand(e)
 	case backend.Route:
-		return o.in("lo", func(l netlink.Link) error {
+		if err := o.standBridge(); err != nil {
+			return err
+		}
+		return o.in(othersBridge, func(l netlink.Link) error {
 			return netlink.RouteAdd(&netlink.Route{LinkIndex: l.Attrs().Index, Dst: ipNet(e.Dst), Protocol: unix.RTPROT_STATIC})
 		})
 	case backend.Nexthop:
@@ -179,6 +182,18 @@ func (o others) Stand(e backend.Entry) error {
 	return fmt.Errorf("no such thing of another's: %s", e)
 }
 
+// othersBridge is where another's routes lead. (IPv6 turns a route to lo into
+// one that rejects, ip6_route_info_create.)
+const othersBridge = "others0"
+
+func (o others) standBridge() error {
+	err := o.stand(backend.Device{Name: othersBridge})
+	if err != nil && !errors.Is(err, unix.EEXIST) {
+		return err
+	}
+	return o.in(othersBridge, netlink.LinkSetUp)
+}
+
 func (o others) Stands(e backend.Entry) (stands bool, err error) {
 	switch e := e.(type) {
 	case backend.Device:
@@ -191,7 +206,7 @@ func (o others) Stands(e backend.Entry) (stands bool, err error) {
 			return nil
 		})
 	case backend.Route:
-		err = o.in("lo", func(l netlink.Link) error {
+		err = o.in(othersBridge, func(l netlink.Link) error {
 			found, err := netlink.RouteListFiltered(netlink.FAMILY_ALL,
 				&netlink.Route{Protocol: unix.RTPROT_STATIC, Dst: ipNet(e.Dst)}, netlink.RT_FILTER_PROTOCOL|netlink.RT_FILTER_DST)
 			stands = len(found) == 1 && found[0].LinkIndex == l.Attrs().Index
