@@ -134,9 +134,6 @@ func startFlows(t *testing.T, l *Lab) []flow {
 	return flows
 }
 
-// usualGap is what a gap stays below where nothing happens.
-const usualGap = 50 * time.Millisecond
-
 // stopFlows ends the pings and sums up; what was lost beyond reach is an error.
 func stopFlows(t *testing.T, l *Lab, flows []flow, r reach) (row faultRow) {
 	t.Helper()
@@ -147,9 +144,6 @@ func stopFlows(t *testing.T, l *Lab, flows []flow, r reach) (row faultRow) {
 	}
 	group.Wait()
 	for i, f := range flows {
-		if reports[i].LongestGap > usualGap {
-			t.Logf("%s: %s", f.name, reports[i])
-		}
 		lost := reports[i].Lost
 		if r == allPeers || r == onePeer && f.peer == l.Hosts[1] {
 			row.gap = max(row.gap, reports[i].LongestGap)
@@ -225,4 +219,3 @@ func (s *faultSuite) hostFaults(t *testing.T, mode Mode) {
 		t.Run(strings.ReplaceAll(f.name, " ", "-"), func(t *testing.T) { s.try(t, l, f) })
 	}
 }
-
