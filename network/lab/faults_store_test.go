@@ -302,6 +302,7 @@ func (l *storeLab) leftWhileDown(t *testing.T) time.Duration {
 		return err == nil && !mentions(have, gone, env.Subnets)
 	})
 	l.must(t, l.first.WaitReady(t.Context()))
+	l.must(t, gone.close())
 	l.Hosts = l.Hosts[:3]
 	return took
 }
