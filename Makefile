@@ -15,7 +15,7 @@ RACE := $(if $(shell command -v $$(go env CC) 2>/dev/null),-race)
 # How long make fuzz spends on each target.
 FUZZTIME ?= 20s
 
-.PHONY: build demo test lint bench fuzz clean
+.PHONY: build demo test faults lint bench fuzz clean
 
 # Static binaries: they run in any image and on any distribution.
 build:
@@ -31,6 +31,12 @@ demo: build
 test:
 	$(if $(RACE),,@echo "no C compiler: without the race detector")
 	go test $(RACE) -shuffle=on -timeout 8m ./...
+
+# The fault suite alone, with nothing beside it: a table of what was done, after
+# what time it had healed, and what pings between pods lost.
+FAULTS_LIMIT ?= 1s
+faults:
+	RIPSTOP_FAULTS_LIMIT=$(FAULTS_LIMIT) go test -run '^TestFaults$$' -v -count=1 -timeout 10m ./network/lab
 
 lint:
 	@unformatted=$$(gofmt -l cmd subnet backend network); [ -z "$$unformatted" ] || { echo "gofmt: $$unformatted"; exit 1; }

@@ -1,0 +1,258 @@
+package lab
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/ripstop-net/ripstop/network/envfile"
+	"github.com/ripstop-net/ripstop/subnet"
+)
+
+// hostFaults are what another hand does to the kernel of a host.
+var hostFaults = []fault{
+	{name: "FDB entry deleted", breaks: onePeer, do: deleteEntries(func(e target) bool { return e.peer && e.kind == "fdb" })},
+	{name: "neighbour deleted", breaks: onePeer, do: deleteEntries(func(e target) bool { return e.peer && e.kind == "neighbour" })},
+	{name: "route deleted", breaks: onePeer, do: deleteEntries(func(e target) bool { return e.peer && e.kind == "route" })},
+	{name: "nexthop deleted", breaks: onePeer, do: deleteEntries(func(e target) bool { return e.peer && e.kind == "nexthop" })},
+	{name: "address deleted", breaks: nobody, do: deleteEntries(func(e target) bool { return e.kind == "address" })},
+	{name: "all routes of protocol 82 flushed", breaks: allPeers, do: deleteEntries(func(e target) bool { return e.kind == "route" })},
+	{name: "all FDB entries, neighbours, routes, nexthops deleted", breaks: allPeers, do: deleteEntries(func(e target) bool { return e.kind != "address" })},
+	{name: "device deleted", breaks: allPeers, do: toDevices(func(n *netlink.Handle, v *netlink.Vxlan) error { return n.LinkDel(v) })},
+	{name: "device set down", breaks: allPeers, do: toDevices(func(n *netlink.Handle, v *netlink.Vxlan) error { return n.LinkSetDown(v) })},
+	{name: "device set down and up", breaks: allPeers, do: toDevices(func(n *netlink.Handle, v *netlink.Vxlan) error {
+		return errors.Join(n.LinkSetDown(v), n.LinkSetUp(v))
+	})},
+	{name: "device given another MAC", breaks: allPeers, do: toDevices(func(n *netlink.Handle, v *netlink.Vxlan) error {
+		return n.LinkSetHardwareAddr(v, net.HardwareAddr{2, 0, 0, 0, 0, 1})
+	})},
+	{name: "device given another MTU", breaks: nobody, do: toDevices(func(n *netlink.Handle, v *netlink.Vxlan) error { return n.LinkSetMTU(v, 1300) })},
+	{name: "device made again with another VNI", breaks: allPeers, do: remade(func(v *netlink.Vxlan, _ int) { v.VxlanId = 77 })},
+	{name: "device made again, learning", breaks: allPeers, do: remade(func(v *netlink.Vxlan, _ int) { v.Learning = true })},
+	{name: "device made again, bound to eth0", breaks: allPeers, do: remade(func(v *netlink.Vxlan, lower int) { v.VtepDevIndex = lower })},
+	{name: "underlay: carrier lost and back", breaks: allPeers, underlay: true, do: loseCarrier},
+	{name: "underlay: interface set down and up", breaks: allPeers, underlay: true, do: flapUnderlay},
+	{name: "underlay: interface deleted and made again", breaks: allPeers, underlay: true, do: remakeUnderlay},
+}
+
+// target is an entry of the overlay.
+type target struct {
+	kind string
+	// peer tells whether it is the second host's.
+	peer bool
+}
+
+// gone leaves out the error of a thing that is not there (any more): the daemon
+// may have been faster.
+func gone(err error) error {
+	for _, e := range []error{unix.ESRCH, unix.ENOENT, unix.EADDRNOTAVAIL, unix.ENODEV} {
+		if errors.Is(err, e) {
+			return nil
+		}
+	}
+	return err
+}
+
+// vxlans calls fn for each VXLAN device of a host.
+func vxlans(h *Host, fn func(*netlink.Handle, *netlink.Vxlan) error) error {
+	return h.Namespace.netlink(func(n *netlink.Handle) error {
+		links, err := n.LinkList()
+		if err != nil {
+			return err
+		}
+		for _, link := range links {
+			if v, ok := link.(*netlink.Vxlan); ok {
+				if err := fn(n, v); err != nil {
+					return fmt.Errorf("%s: %w", v.Name, err)
+				}
+			}
+		}
+		return nil
+	})
+}
+
+func toDevices(fn func(*netlink.Handle, *netlink.Vxlan) error) func(*testing.T, *Lab, *Host) error {
+	return func(_ *testing.T, _ *Lab, h *Host) error { return vxlans(h, fn) }
+}
+
+// remade deletes the devices and makes them again with another setting, before
+// the daemon can.
+func remade(change func(v *netlink.Vxlan, lower int)) func(*testing.T, *Lab, *Host) error {
+	return func(_ *testing.T, _ *Lab, h *Host) error {
+		if err := unix.Kill(h.DaemonPID(), unix.SIGSTOP); err != nil {
+			return err
+		}
+		err := vxlans(h, func(n *netlink.Handle, v *netlink.Vxlan) error {
+			lower, err := n.LinkByName(hostInterface)
+			if err != nil {
+				return err
+			}
+			attrs := netlink.NewLinkAttrs()
+			attrs.Name = v.Name
+			again := &netlink.Vxlan{LinkAttrs: attrs, VxlanId: v.VxlanId, Port: v.Port, SrcAddr: v.SrcAddr}
+			change(again, lower.Attrs().Index)
+			if err := n.LinkDel(v); err != nil {
+				return err
+			}
+			if err := n.LinkAdd(again); err != nil {
+				return err
+			}
+			return n.LinkSetUp(again)
+		})
+		return errors.Join(err, unix.Kill(h.DaemonPID(), unix.SIGCONT))
+	}
+}
+
+// deleteEntries deletes those of the overlay's entries that match.
+func deleteEntries(match func(target) bool) func(*testing.T, *Lab, *Host) error {
+	return func(_ *testing.T, l *Lab, h *Host) error {
+		peer := l.Hosts[1]
+		env, err := peer.Env()
+		if err != nil {
+			return err
+		}
+		of := belongs(peer, env)
+		err = vxlans(h, func(n *netlink.Handle, v *netlink.Vxlan) error { return deleteOn(n, v, match, of) })
+		if err != nil {
+			return err
+		}
+		err = deleteNexthops(h.Namespace, func(p hop) bool { return match(target{"nexthop", of(p.gateway)}) })
+		return gone(err)
+	}
+}
+
+// belongs tells whether an address is a host's on the underlay or the base of
+// its subnet.
+func belongs(h *Host, env envfile.Env) func(netip.Addr) bool {
+	return func(a netip.Addr) bool {
+		for _, f := range subnet.Families {
+			// The subnet file has the gateway's address, the base is before it.
+			if s := env.Subnets[f]; s.IsValid() && (a == h.Address(f) || a == s.Masked().Addr()) {
+				return true
+			}
+		}
+		return false
+	}
+}
+
+func deleteOn(n *netlink.Handle, v *netlink.Vxlan, match func(target) bool, of func(netip.Addr) bool) error {
+	addrOf := func(ip net.IP) netip.Addr {
+		a, _ := netip.AddrFromSlice(ip)
+		return a.Unmap()
+	}
+	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
+		routes, err := n.RouteListFiltered(family, &netlink.Route{Protocol: ourProtocol, LinkIndex: v.Index},
+			netlink.RT_FILTER_PROTOCOL|netlink.RT_FILTER_OIF)
+		if err != nil {
+			return err
+		}
+		for _, r := range routes {
+			if match(target{"route", of(addrOf(r.Dst.IP))}) {
+				if err := gone(n.RouteDel(&netlink.Route{Dst: r.Dst, Protocol: ourProtocol, Table: r.Table, Priority: r.Priority})); err != nil {
+					return fmt.Errorf("delete route %s: %w", r.Dst, err)
+				}
+			}
+		}
+	}
+	for kind, families := range map[string][]int{"neighbour": {unix.AF_INET, unix.AF_INET6}, "fdb": {unix.AF_BRIDGE}} {
+		for _, family := range families {
+			list, err := n.NeighList(v.Index, family)
+			if err != nil {
+				return err
+			}
+			for _, e := range list {
+				if e.State&netlink.NUD_PERMANENT == 0 || !match(target{kind, of(addrOf(e.IP))}) {
+					continue
+				}
+				if err := gone(n.NeighDel(&e)); err != nil {
+					return fmt.Errorf("delete %s %s: %w", kind, e.IP, err)
+				}
+			}
+		}
+	}
+	addrs, err := n.AddrList(v, netlink.FAMILY_ALL)
+	if err != nil {
+		return err
+	}
+	for _, a := range addrs {
+		if match(target{"address", false}) {
+			if err := gone(n.AddrDel(v, &a)); err != nil {
+				return fmt.Errorf("delete address %s: %w", a.IPNet, err)
+			}
+		}
+	}
+	return nil
+}
+
+// downFor is how long the underlay is away.
+const downFor = 200 * time.Millisecond
+
+// loseCarrier pulls the plug of the underlay and puts it in again.
+func loseCarrier(t *testing.T, l *Lab, h *Host) error {
+	port := func(change func(*netlink.Handle, netlink.Link) error) error {
+		return l.Underlay().netlink(func(n *netlink.Handle) error {
+			link, err := n.LinkByName(h.Name)
+			if err != nil {
+				return err
+			}
+			return change(n, link)
+		})
+	}
+	if err := port((*netlink.Handle).LinkSetDown); err != nil {
+		return err
+	}
+	time.Sleep(downFor)
+	if err := port((*netlink.Handle).LinkSetUp); err != nil {
+		return err
+	}
+	return errors.Join(l.Underlay().awaitUp(t.Context(), h.Name), h.Namespace.awaitUp(t.Context(), hostInterface))
+}
+
+// flapUnderlay takes the interface down and up again as ifdown and ifup do: the
+// kernel forgets its default route and its IPv6 addresses meanwhile.
+func flapUnderlay(t *testing.T, l *Lab, h *Host) error {
+	err := h.Namespace.netlink(func(n *netlink.Handle) error {
+		link, err := n.LinkByName(hostInterface)
+		if err != nil {
+			return err
+		}
+		if err := n.LinkSetDown(link); err != nil {
+			return err
+		}
+		time.Sleep(downFor)
+		addrs, err := n.AddrList(link, unix.AF_INET)
+		if err != nil {
+			return err
+		}
+		for _, a := range addrs {
+			if err := n.AddrDel(link, &a); err != nil {
+				return err
+			}
+		}
+		return configure(n, hostInterface, l.underlay.prefixes(h.number), l.underlay.prefixes(gatewayNumber))
+	})
+	return errors.Join(err, h.Namespace.awaitUp(t.Context(), hostInterface))
+}
+
+// remakeUnderlay makes the interface anew under its name and address, as a
+// bond or a VLAN that is configured again.
+func remakeUnderlay(t *testing.T, l *Lab, h *Host) error {
+	err := h.Namespace.netlink(func(n *netlink.Handle) error {
+		link, err := n.LinkByName(hostInterface)
+		if err != nil {
+			return err
+		}
+		return n.LinkDel(link)
+	})
+	if err != nil {
+		return err
+	}
+	time.Sleep(downFor)
+	return l.underlay.plug(t.Context(), h.Namespace, h.number)
+}

@@ -1,0 +1,340 @@
+package lab
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"go.etcd.io/etcd/api/v3/mvccpb"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"golang.org/x/sys/unix"
+
+	"github.com/ripstop-net/ripstop/subnet"
+)
+
+// storeLab is a network whose store is harmed.
+type storeLab struct {
+	*Lab
+	*faultSuite
+	store *clientv3.Client
+	first *Host
+}
+
+// storeFaults does to the store, and to the first host's ways to it, what
+// happens to them. Faults come one after another in the life of one network.
+func (s *faultSuite) storeFaults(t *testing.T) {
+	l := startLab(t, Options{Nodes: 3, Mode: Dual})
+	everyPairTalks(t, l, talkLimit)
+	sl := &storeLab{Lab: l, faultSuite: s, store: openStore(t, l), first: l.Hosts[0]}
+	for _, f := range []struct {
+		name   string
+		breaks reach
+		// do returns how long it took to heal.
+		do func(*storeLab, *testing.T) time.Duration
+	}{
+		{"etcd killed for 3 s", nobody, (*storeLab).storeAway},
+		{"route and FDB entry deleted while etcd is away", onePeer, (*storeLab).driftWhileAway},
+		{"etcd wiped, config written again", nobody, (*storeLab).wiped},
+		{"own record deleted", allPeers, (*storeLab).recordDeleted},
+		{"own etcd lease revoked", allPeers, (*storeLab).leaseRevoked},
+		{"compaction while cut off from etcd", nobody, (*storeLab).compactedWhileCutOff},
+		{"peer left while the daemon was down", nobody, (*storeLab).leftWhileDown},
+		{"daemon started while etcd is away", nobody, (*storeLab).startedWhileAway},
+		{"device lost while etcd and daemon are away", allPeers, (*storeLab).deviceLostWhileAway},
+	} {
+		ok := t.Run(strings.ReplaceAll(f.name, " ", "-"), func(t *testing.T) {
+			// A claim of before is to be settled with the peers, too.
+			if _, settled := timeUntil(s.store, sl.followed); !settled {
+				t.Fatal("no rest before the fault")
+			}
+			everyPairTalks(t, l, talkLimit)
+			before := sl.subnets(t)
+			flows := startFlows(t, l)
+			time.Sleep(calm)
+			began := time.Now()
+			healed := f.do(sl, t)
+			took := time.Since(began)
+			time.Sleep(calm)
+			row := stopFlows(t, l, flows, f.breaks)
+			if row.gap > took+s.heal {
+				t.Errorf("no answer for %s", row.gap)
+			}
+			if after := sl.subnets(t); !slices.Equal(after, before) {
+				t.Errorf("subnets are %v, before they were %v", after, before)
+			}
+			row.lab, row.fault, row.healed = "dual", f.name, healed
+			s.add(row)
+		})
+		if !ok {
+			return // What comes next counts on a network that is whole.
+		}
+	}
+}
+
+// subnets lists those of the first three hosts as they have them.
+func (l *storeLab) subnets(t *testing.T) []subnet.Subnets {
+	t.Helper()
+	var out []subnet.Subnets
+	for _, h := range l.Hosts[:3] {
+		env, err := h.Env()
+		if err != nil {
+			t.Fatal(err)
+		}
+		out = append(out, env.Subnets)
+	}
+	return out
+}
+
+// record is a host's in the store, nil if there is none.
+func (l *storeLab) record(h *Host) *mvccpb.KeyValue {
+	env, err := h.Env()
+	if err != nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	answer, err := l.store.Get(ctx, Prefix+"/subnets/"+env.Subnets.Key())
+	if err != nil || len(answer.Kvs) == 0 {
+		return nil
+	}
+	return answer.Kvs[0]
+}
+
+// followed tells whether every running host has a record, and a route to every
+// other that runs.
+func (l *storeLab) followed() bool {
+	for _, h := range l.Hosts {
+		if !h.Running() {
+			continue
+		}
+		if l.record(h) == nil {
+			return false
+		}
+		have, err := picture(h)
+		if err != nil {
+			return false
+		}
+		for _, peer := range l.Hosts {
+			env, err := peer.Env()
+			if err != nil || peer != h && peer.Running() && !mentions(have, peer, env.Subnets) {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+func (l *storeLab) must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// until waits and fails the test if it takes longer than limit.
+func (l *storeLab) until(t *testing.T, limit time.Duration, what string, ok func() bool) time.Duration {
+	t.Helper()
+	took, in := timeUntil(limit, ok)
+	if !in {
+		t.Fatalf("not within %s: %s", limit, what)
+	}
+	return took
+}
+
+// away kills etcd, and brings it back at the end of do.
+func (l *storeLab) away(t *testing.T, do func()) {
+	t.Helper()
+	l.must(t, l.Etcd.Kill())
+	do()
+	l.must(t, l.Etcd.Restart(t.Context()))
+}
+
+// back waits until the first host has its store again: a record that another
+// hand writes is noticed.
+func (l *storeLab) back(t *testing.T) {
+	t.Helper()
+	key := fmt.Sprintf("rubbish-%d", time.Now().UnixNano())
+	l.until(t, l.faultSuite.store, "the client has etcd again", func() bool {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		_, err := l.store.Put(ctx, Prefix+"/subnets/"+key, "no JSON")
+		return err == nil
+	})
+	l.until(t, l.faultSuite.store, "the watch goes on", func() bool { return strings.Contains(l.first.DaemonLog(), key) })
+	if _, err := l.store.Delete(t.Context(), Prefix+"/subnets/"+key); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (l *storeLab) storeAway(t *testing.T) time.Duration {
+	ear := listen(t, l.first)
+	l.away(t, func() { time.Sleep(3 * time.Second) })
+	l.back(t)
+	time.Sleep(calm)
+	if heard := ear.heard(t); len(heard) != 0 {
+		t.Errorf("the kernel announced %d changes, the first is %s", len(heard), heard[0])
+	}
+	return 0
+}
+
+func (l *storeLab) driftWhileAway(t *testing.T) (healed time.Duration) {
+	before := mustPicture(t, l.first)
+	l.away(t, func() {
+		time.Sleep(calm)
+		l.must(t, deleteEntries(func(e target) bool { return e.peer && (e.kind == "route" || e.kind == "fdb") })(t, l.Lab, l.first))
+		healed = l.until(t, l.heal, "the entries are back", func() bool { return looksLike(l.first, before) })
+	})
+	l.back(t)
+	return healed
+}
+
+func (l *storeLab) wiped(t *testing.T) time.Duration {
+	var before [][]string
+	for _, h := range l.Hosts {
+		before = append(before, mustPicture(t, h))
+	}
+	ear := listen(t, l.first)
+	l.must(t, l.Etcd.Wipe(t.Context()))
+	l.must(t, l.SetConfig(t.Context(), UsualConfig(l.Mode())))
+	took := l.until(t, l.faultSuite.store, "all have claimed their subnets again", func() bool {
+		return !slices.ContainsFunc(l.Hosts, func(h *Host) bool { return l.record(h) == nil })
+	})
+	l.back(t)
+	if heard := ear.heard(t); len(heard) != 0 {
+		t.Errorf("the kernel announced %d changes, the first is %s", len(heard), heard[0])
+	}
+	for i, h := range l.Hosts {
+		if !looksLike(h, before[i]) {
+			t.Errorf("%s is not what it was:\n%s", h.Name, differs(h, before[i]))
+		}
+	}
+	return took
+}
+
+// claimedAgain waits until the first host has another record for its subnet.
+func (l *storeLab) claimedAgain(t *testing.T, was *mvccpb.KeyValue) time.Duration {
+	t.Helper()
+	return l.until(t, l.heal, "the subnet is claimed again", func() bool {
+		now := l.record(l.first)
+		return now != nil && now.CreateRevision != was.CreateRevision && l.followed()
+	})
+}
+
+func (l *storeLab) recordDeleted(t *testing.T) time.Duration {
+	was := l.record(l.first)
+	if _, err := l.store.Delete(t.Context(), string(was.Key)); err != nil {
+		t.Fatal(err)
+	}
+	return l.claimedAgain(t, was)
+}
+
+func (l *storeLab) leaseRevoked(t *testing.T) time.Duration {
+	was := l.record(l.first)
+	if _, err := l.store.Revoke(t.Context(), clientv3.LeaseID(was.Lease)); err != nil {
+		t.Fatal(err)
+	}
+	return l.claimedAgain(t, was)
+}
+
+// compactedWhileCutOff lets a host join while the first cannot reach etcd, and
+// etcd forget how.
+func (l *storeLab) compactedWhileCutOff(t *testing.T) time.Duration {
+	l.must(t, l.cutOff(true))
+	if _, err := l.AddHost(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(2 * time.Second)
+	answer, err := l.store.Get(t.Context(), Prefix)
+	l.must(t, err)
+	_, err = l.store.Compact(t.Context(), answer.Header.Revision, clientv3.WithCompactPhysical())
+	l.must(t, err)
+	if l.followed() {
+		t.Error("the first host was not cut off")
+	}
+	l.must(t, l.cutOff(false))
+	return l.until(t, l.faultSuite.store, "the host that joined meanwhile is known", l.followed)
+}
+
+// cutOff drops what the first host and etcd send each other, or no longer does.
+// Nobody else's packets are touched.
+func (l *storeLab) cutOff(on bool) error {
+	f := l.Families()[0]
+	blackhole := func(at *Namespace, to netip.Addr) error {
+		route := &netlink.Route{Dst: &net.IPNet{IP: to.AsSlice(), Mask: net.CIDRMask(to.BitLen(), to.BitLen())}, Type: unix.RTN_BLACKHOLE}
+		return at.netlink(func(n *netlink.Handle) error {
+			if on {
+				return n.RouteAdd(route)
+			}
+			return n.RouteDel(route)
+		})
+	}
+	return errors.Join(blackhole(l.first.Namespace, l.EtcdAddress(f)), blackhole(l.EtcdNamespace(), l.first.Address(f)))
+}
+
+// leftWhileDown takes the fourth host away for good while the first host's
+// daemon is down.
+func (l *storeLab) leftWhileDown(t *testing.T) time.Duration {
+	gone := l.Hosts[3]
+	env, err := gone.Env()
+	l.must(t, err)
+	if _, _, err := gone.StopDaemon(t.Context(), unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := l.first.StopDaemon(t.Context(), unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := l.store.Delete(t.Context(), Prefix+"/subnets/"+env.Subnets.Key()); err != nil {
+		t.Fatal(err)
+	}
+	if !mentions(mustPicture(t, l.first), gone, env.Subnets) {
+		t.Error("a host without a daemon has lost entries")
+	}
+	l.must(t, l.first.StartDaemon())
+	took := l.until(t, l.faultSuite.store, "the peer that left is gone", func() bool {
+		have, err := picture(l.first)
+		return err == nil && !mentions(have, gone, env.Subnets)
+	})
+	l.must(t, l.first.WaitReady(t.Context()))
+	l.must(t, gone.close())
+	l.Hosts = l.Hosts[:3]
+	return took
+}
+
+// startedWhileAway gives the time until the daemon says that it is ready, of
+// which it waits for etcd for three seconds.
+func (l *storeLab) startedWhileAway(t *testing.T) (took time.Duration) {
+	ear := listen(t, l.first)
+	l.away(t, func() {
+		began := time.Now()
+		l.must(t, l.first.RestartDaemon(t.Context(), unix.SIGKILL))
+		took = time.Since(began)
+	})
+	l.back(t)
+	if heard := ear.heard(t); len(heard) != 0 {
+		t.Errorf("the kernel announced %d changes, the first is %s", len(heard), heard[0])
+	}
+	return took
+}
+
+func (l *storeLab) deviceLostWhileAway(t *testing.T) (took time.Duration) {
+	before := mustPicture(t, l.first)
+	l.away(t, func() {
+		_, _, err := l.first.StopDaemon(t.Context(), unix.SIGTERM)
+		l.must(t, err)
+		l.must(t, vxlans(l.first, func(n *netlink.Handle, v *netlink.Vxlan) error { return n.LinkDel(v) }))
+		began := time.Now()
+		l.must(t, l.first.StartDaemon())
+		l.must(t, l.first.WaitReady(t.Context()))
+		l.until(t, l.heal, "the overlay is there again", func() bool { return looksLike(l.first, before) })
+		took = time.Since(began)
+	})
+	l.back(t)
+	return took
+}
