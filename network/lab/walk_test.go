@@ -23,7 +23,7 @@ import (
 
 var (
 	walkSeed  = flag.Uint64("walk.seed", 0, "seed of the random walk, 0 for one of the clock's")
-	walkSteps = flag.Int("walk.steps", 5, "bursts of faults in the random walk")
+	walkSteps = flag.Int("walk.steps", 15, "bursts of faults in the random walk")
 )
 
 // walkLimit is the time that a burst's last fault is given to be healed. An
