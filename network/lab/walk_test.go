@@ -87,8 +87,8 @@ var walkFaults = []walkFault{
 		})
 	}},
 	{"an entry deleted", walkOnKernel, walkDelete(func(*rand.Rand, int) bool { return true }, 1)},
-	{"half of the entries deleted", walkOnKernel, walkDelete(func(r *rand.Rand, _ int) bool { return r.IntN(2) == 0 }, 1<<30)},
-	{"all entries deleted", walkOnKernel, walkDelete(func(*rand.Rand, int) bool { return true }, 1<<30)},
+	{"half of all entries, or of a kind, deleted", walkOnKernel, walkDelete(func(r *rand.Rand, _ int) bool { return r.IntN(2) == 0 }, 1<<30)},
+	{"all entries, or those of a kind, deleted", walkOnKernel, walkDelete(func(*rand.Rand, int) bool { return true }, 1<<30)},
 	{"device down", walkOnKernel, walkDevice(func(n *netlink.Handle, l netlink.Link) error { return n.LinkSetDown(l) })},
 	{"device down and up", walkOnKernel, walkDevice(func(n *netlink.Handle, l netlink.Link) error {
 		return errors.Join(n.LinkSetDown(l), n.LinkSetUp(l))
@@ -132,9 +132,12 @@ func walkDelete(picks func(r *rand.Rand, i int) bool, most int) func(*walk, *Hos
 		if err != nil {
 			return nil, err
 		}
+		// An address that goes makes the daemon read all again, so most of the
+		// time it is entries of one kind alone.
+		kind, every := backend.KindAddress+backend.Kind(r.IntN(5)), r.IntN(4) == 0
 		var ops []backend.Op
 		for e := range have.All() {
-			if e.Kind() != backend.KindDevice {
+			if e.Kind() == kind || every && e.Kind() != backend.KindDevice {
 				ops = append(ops, backend.Op{Verb: backend.Delete, Entry: e})
 			}
 		}
