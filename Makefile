@@ -15,7 +15,7 @@ RACE := $(if $(shell command -v $$(go env CC) 2>/dev/null),-race)
 # How long make fuzz spends on each target.
 FUZZTIME ?= 20s
 
-.PHONY: build demo test faults lint bench fuzz clean
+.PHONY: build demo test lint bench faults walk fuzz clean
 
 # Static binaries: they run in any image and on any distribution.
 build:
@@ -57,6 +57,12 @@ fuzz:
 			go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) $$package || exit 1; \
 		done; \
 	done
+
+# The random walk that make test takes a few steps of, for long. A seed that it
+# printed replays it: make walk WALKFLAGS=-walk.seed=N
+WALKSTEPS ?= 1000
+walk:
+	go test $(RACE) -run '^TestWalk$$' -v -count=1 -timeout 60m ./network/lab -walk.steps=$(WALKSTEPS) $(WALKFLAGS)
 
 clean:
 	rm -rf bin

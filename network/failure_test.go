@@ -1,19 +1,23 @@
 package network
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
+	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 
 	"github.com/ripstop-net/ripstop/backend"
 	"github.com/ripstop-net/ripstop/subnet"
+	"github.com/ripstop-net/ripstop/subnet/subnettest"
 )
 
 // deleted lists the deletions among the ops since the last look.
@@ -438,4 +442,64 @@ func TestPresenceIsTakenUpAgain(t *testing.T) {
 		}
 		return err != nil
 	})
+}
+
+// TestStaleSnapshotTakesNothingAway: a peer that came after the snapshot was
+// saved is in the kernel and not in the snapshot. It stays until the store tells.
+func TestStaleSnapshotTakesNothingAway(t *testing.T) {
+	r := newRig(t)
+	second := r.join(2)
+	r.start()
+	r.ready()
+	r.savesItsLease()
+	r.eventually("the peer is saved", func() bool {
+		s, err := readSnapshot(r.opts.StateDir)
+		return err == nil && s != nil && len(s.Peers) == 1
+	})
+	path := filepath.Join(r.opts.StateDir, snapshotFile)
+	stale, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	third := r.join(3)
+	r.eventually("the third is reached", func() bool { return r.reaches(third) })
+	r.store.Away(true)
+	r.stop()
+	if err := os.WriteFile(path, stale, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	r.kernel.Ops()
+	r.start()
+	r.ready()
+	time.Sleep(200 * time.Millisecond)
+	if gone := r.deleted(); len(gone) != 0 || !r.reaches(second) || !r.reaches(third) {
+		t.Errorf("deleted by a stale snapshot: %v", gone)
+	}
+	r.store.Away(false)
+	r.store.Delete(second.Subnets.Key())
+	r.eventually("what has left is gone once the store tells", func() bool { return !r.reaches(second) && r.reaches(third) })
+}
+
+// lossyStore loses every hold at once.
+type lossyStore struct {
+	*subnettest.Memory
+	holds atomic.Int64
+}
+
+func (s *lossyStore) Hold(context.Context, subnet.Lease, func(time.Time)) error {
+	s.holds.Add(1)
+	return subnet.ErrLeaseLost
+}
+
+func TestLeaseThatIsLostAgainAndAgainMakesNoBusyLoop(t *testing.T) {
+	r := newRig(t)
+	s := &lossyStore{Memory: r.store}
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+	defer cancel()
+	if err := New(r.opts, s, s, r.kernel, r.host, zap.NewNop()).Run(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if n := s.holds.Load(); n < 2 || n > 10 {
+		t.Errorf("held %d times in two seconds", n)
+	}
 }

@@ -56,6 +56,7 @@ func newFollower(p prepared, own subnet.Subnets, loop *converge.Loop, owed []bac
 func (f *follower) begin() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	f.loop.SetCareful(true) // The kernel may know of peers that came after it was saved.
 	f.tellAll()
 }
 
@@ -125,6 +126,9 @@ func (f *follower) apply(c subnet.Change) bool {
 		f.tellAll()
 	default: // Also for the sake of the revision alone.
 		f.loop.Update(f.mirror.Revision(), release, owe)
+	}
+	if c.Whole {
+		f.loop.SetCareful(false)
 	}
 	return f.reportHolds() || len(deltas) > 0
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/cenkalti/backoff/v5"
 	"go.uber.org/zap"
 	"golang.org/x/sync/errgroup"
 
@@ -54,13 +55,24 @@ func (n *Node) hold(ctx context.Context, p prepared, lease subnet.Lease, keeper 
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return n.stay(ctx, p) })
 	group.Go(func() error {
+		pauses := &backoff.ExponentialBackOff{InitialInterval: firstWait, RandomizationFactor: 0.5, Multiplier: 2, MaxInterval: longestWait}
 		for {
+			began := time.Now()
 			err := n.store.Hold(ctx, lease, keeper.renewed)
 			if ctx.Err() != nil {
 				return nil
 			}
 			if !errors.Is(err, subnet.ErrLeaseLost) {
 				return fmt.Errorf("hold the lease: %w", err)
+			}
+			if time.Since(began) > longestWait {
+				pauses.Reset()
+			} else { // Something takes it away again and again.
+				select {
+				case <-ctx.Done():
+					return nil
+				case <-time.After(pauses.NextBackOff()):
+				}
 			}
 			n.log.Warn("lease lost, claiming it again", zap.Stringer("subnets", lease.Subnets), zap.Error(err))
 			if lease, err = n.claim(ctx, p.config, req, kick); err != nil {

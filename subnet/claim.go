@@ -95,7 +95,7 @@ func Claim(ctx context.Context, store Store, cfg Config, req Request) (Lease, er
 // choose decides on the lease to claim, and whether its record must be written
 // or is right as it stands.
 func choose(cfg Config, req Request, seen Listing) (want Lease, write bool, err error) {
-	if own, ok := ownLease(req.Self, seen.Leases); ok && (!req.OnlyPrevious || own.Subnets == req.Previous) {
+	if own, ok := ownLease(req.Self, req.eligible(cfg, seen.Leases)); ok {
 		if err := cfg.CheckOwn(own.Subnets); err != nil {
 			return Lease{}, false, &StrandedError{Lease: own, Why: err}
 		}
@@ -124,6 +124,16 @@ func choose(cfg Config, req Request, seen Listing) (want Lease, write bool, err 
 		chosen[f] = p
 	}
 	return req.lease(chosen), true, nil
+}
+
+// eligible are the leases that the node may take up. Where its previous subnets
+// may be in use, a lease of others is no use to it, though it bears its name: a
+// backup may have brought that back, or an operator reserved it.
+func (r Request) eligible(cfg Config, leases []Lease) []Lease {
+	if !r.OnlyPrevious && cfg.CheckOwn(r.Previous) != nil {
+		return leases
+	}
+	return slices.DeleteFunc(slices.Clone(leases), func(l Lease) bool { return l.Subnets != r.Previous })
 }
 
 // holderOf names who holds any part of p.

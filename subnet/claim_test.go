@@ -81,6 +81,17 @@ func TestChoose(t *testing.T) {
 			four, only(previous(request("a"), "10.5.1.0/24")), Listing{Leases: []Lease{held("10.5.2.0/24", "", "10.99.0.1", 0, 1)}},
 			"10.5.1.0/24", true, 0, 0,
 		},
+		"the previous one of two own records, though it is younger": {
+			four, previous(request("a"), "10.5.1.0/24"),
+			Listing{Leases: []Lease{held("10.5.2.0/24", "a", "10.99.0.1", 4, 1), held("10.5.1.0/24", "a", "10.99.0.1", 5, 9)}}, "10.5.1.0/24", true, 5, 9,
+		},
+		"the previous one where there is another own record only": {
+			four, previous(request("a"), "10.5.1.0/24"), Listing{Leases: []Lease{held("10.5.2.0/24", "a", "10.99.0.1", 4, 1)}}, "10.5.1.0/24", true, 0, 0,
+		},
+		"the previous one of two own records while it is served": {
+			four, only(previous(request("a"), "10.5.1.0/24")),
+			Listing{Leases: []Lease{held("10.5.2.0/24", "a", "10.99.0.1", 4, 1), held("10.5.1.0/24", "a", "10.99.0.1", 5, 9)}}, "10.5.1.0/24", true, 5, 9,
+		},
 		"only the previous": {four, only(previous(request("a"), "10.5.1.0/24")), Listing{}, "10.5.1.0/24", true, 0, 0},
 	} {
 		t.Run(name, func(t *testing.T) {

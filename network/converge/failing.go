@@ -16,6 +16,9 @@ import (
 const (
 	firstRetry   = 100 * time.Millisecond
 	longestRetry = 30 * time.Second
+	// longestOwnRetry is for the node's own device and addresses, on which all
+	// hangs: what stands in their way can go without being announced.
+	longestOwnRetry = time.Second
 )
 
 // failing knows the entries whose last op failed, each with a pause of its own.
@@ -99,7 +102,11 @@ func (r *failing) add(failures []backend.Failure, now time.Time) (surprising boo
 		text := f.Err.Error()
 		waits := errors.Is(f.Err, backend.ErrBlocked)
 		is := failure{text: text, times: was.times + 1, waits: waits}
-		pause := min(firstRetry<<min(was.times, 10), longestRetry)
+		longest := longestRetry
+		if id.Kind() <= backend.KindAddress {
+			longest = longestOwnRetry
+		}
+		pause := min(firstRetry<<min(was.times, 10), longest)
 		is.until = now.Add(pause/2 + rand.N(pause))
 		r.entries[id] = is
 		r.agenda.add(is.until, id)

@@ -41,6 +41,11 @@ type Loop struct {
 	// told is set by the first Update: before it nothing is known to be
 	// wanted, and an empty want would empty the kernel.
 	told bool
+	// careful says that what is wanted may lack peers: nothing of a peer's is
+	// taken away or changed.
+	careful bool
+	// recompare asks for a whole comparison, after being careful.
+	recompare bool
 	// dirty are the identities of entries of which the want has changed.
 	dirty map[backend.Entry]struct{}
 	// revision is that of the last Update, reached that of the last of which
@@ -102,6 +107,19 @@ func (l *Loop) Update(revision int64, release, owe []backend.Entry) {
 		}
 	}
 	l.told, l.revision = true, revision
+	l.mu.Unlock()
+	l.wake()
+}
+
+// SetCareful tells whether what is wanted is known by hearsay only, such as from
+// a snapshot that may be older than the kernel's state. Then entries of peers
+// are added, and none is replaced or deleted.
+func (l *Loop) SetCareful(careful bool) {
+	l.mu.Lock()
+	if l.careful && !careful {
+		l.recompare = true
+	}
+	l.careful = careful
 	l.mu.Unlock()
 	l.wake()
 }

@@ -3,6 +3,7 @@ package converge
 import (
 	"context"
 	"maps"
+	"slices"
 	"time"
 
 	"go.uber.org/zap"
@@ -143,11 +144,22 @@ func (p *pass) plan() []backend.Op {
 	for id := range p.look {
 		p.whole = p.whole || id.Kind() == backend.KindDevice
 	}
+	p.whole = p.whole || p.recompare
+	p.recompare = false
 	want := p.ledger.Want()
 	if p.whole {
-		return backend.Diff(p.have, want)
+		return p.cautious(backend.Diff(p.have, want))
 	}
-	return backend.Diff(p.have.Pick(maps.Keys(p.look)), want.Pick(maps.Keys(p.look)))
+	return p.cautious(backend.Diff(p.have.Pick(maps.Keys(p.look)), want.Pick(maps.Keys(p.look))))
+}
+
+// cautious leaves out, while the want may lack peers, what would take anything
+// of theirs away.
+func (p *pass) cautious(ops []backend.Op) []backend.Op {
+	if !p.careful {
+		return ops
+	}
+	return slices.DeleteFunc(ops, func(op backend.Op) bool { return op.Verb != backend.Add && op.Entry.Kind() > backend.KindAddress })
 }
 
 // sift leaves out the ops that are not to be tried yet: what failed lately, and
