@@ -36,7 +36,7 @@ func (r *rig) savesItsLease() {
 	r.eventually("the lease of now is saved", func() bool {
 		_, own := r.own()
 		s, err := readSnapshot(r.opts.StateDir)
-		return err == nil && s.Lease == own && time.Until(s.Expires) > time.Hour
+		return err == nil && s != nil && s.Lease == own && time.Until(s.Expires) > time.Hour
 	})
 }
 
@@ -220,6 +220,7 @@ func TestStartWhileTheStoreIsAway(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+			r.savesItsLease()
 			r.stop()
 			r.store.Away(true)
 			if reboot {
@@ -266,6 +267,7 @@ func TestStartWhileTheStoreIsAwayFindsItWiped(t *testing.T) {
 	r.start()
 	r.ready()
 	key, own := r.own()
+	r.savesItsLease()
 	r.stop()
 	r.store.Away(true)
 	r.start()
@@ -313,6 +315,7 @@ func TestSnapshotThatMustNotStandIn(t *testing.T) {
 			r.join(2)
 			r.start()
 			r.ready()
+			r.savesItsLease()
 			r.stop()
 			s, err := readSnapshot(r.opts.StateDir)
 			if err != nil {
