@@ -228,6 +228,7 @@ func TestStartWhileTheStoreIsAway(t *testing.T) {
 					t.Fatal(err)
 				}
 				r.kernel.Hand(func(s *backend.State) { *s = *backend.NewState() })
+				r.store.Vanish("node1") // Its last sign is a minute old by then.
 			}
 			r.kernel.Ops()
 			r.start()
@@ -504,5 +505,26 @@ func TestLeaseThatIsLostAgainAndAgainMakesNoBusyLoop(t *testing.T) {
 	}
 	if n := s.holds.Load(); n < 2 || n > 10 {
 		t.Errorf("held %d times in two seconds", n)
+	}
+}
+
+// TestTwinCannotSlipInDuringARestart: a clone that waits for the name must not
+// get it while the daemon of the first is restarted.
+func TestTwinCannotSlipInDuringARestart(t *testing.T) {
+	r := newRig(t)
+	r.start()
+	r.ready()
+	key, own := r.own()
+	twin := newRig(t)
+	twin.store = r.store
+	twin.host.host[0].Addresses[0] = netip.MustParseAddr("10.99.0.8")
+	twin.start()
+	twin.eventually("the twin waits", func() bool { return twin.said("another machine lives under this node's name") })
+	r.stop()
+	time.Sleep(700 * time.Millisecond) // The twin tries again meanwhile.
+	r.start()
+	r.ready()
+	if k, l := r.own(); k != key || l.Endpoints != own.Endpoints {
+		t.Errorf("the record is now %s %+v", k, l)
 	}
 }

@@ -31,10 +31,11 @@ type Presence interface {
 	// its own token's entries are taken over. It returns an id for Stay.
 	Appear(ctx context.Context, n Living) (id int64, err error)
 
-	// Stay keeps the node known until ctx ends, which returns nil and takes it
-	// back where the store can be reached, or until the store no longer knows
-	// it, which returns [ErrLeaseLost]: Appear again. A store that is away is
-	// ridden out. It writes nothing.
+	// Stay keeps the node known until ctx ends, which returns nil, or until the
+	// store no longer knows it, which returns [ErrLeaseLost]: Appear again. A
+	// store that is away is ridden out. It writes nothing. Its end takes nothing
+	// back: the node is known for [PresenceTTL] more, so that a twin which waits
+	// cannot slip into its place while its daemon is restarted.
 	Stay(ctx context.Context, id int64) error
 }
 

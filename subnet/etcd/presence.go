@@ -168,9 +168,6 @@ func (s *Store) appear(ctx context.Context, when []clientv3.Cmp, keys []string, 
 	return lease.ID, nil
 }
 
-// leaveTimeout bounds the last word of a node that ends.
-const leaveTimeout = 500 * time.Millisecond
-
 // Stay renews the etcd lease on which the node's keys are; see
 // [subnet.Presence]. Watch speaks of an etcd that is away.
 func (s *Store) Stay(ctx context.Context, id int64) error {
@@ -196,9 +193,5 @@ func (s *Store) Stay(ctx context.Context, id int64) error {
 		}
 		again.Stop()
 	}
-	// So that a machine that is made anew, or boots, need not wait.
-	lctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), leaveTimeout)
-	defer cancel()
-	_, _ = s.client.Revoke(lctx, clientv3.LeaseID(id))
 	return nil
 }

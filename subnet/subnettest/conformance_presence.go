@@ -94,9 +94,14 @@ func appearAgain(t *testing.T, h Harness) {
 	if err := leave(); err != nil {
 		t.Errorf("Stay on cancel: %v", err)
 	}
-	// Who left well need not be waited for.
+	// Its name is kept for it while it is restarted, and no longer.
 	heir := moved
 	heir.Token = "another"
+	var twin *subnet.TwinError
+	if _, err := h.Open(t).Appear(t.Context(), heir); !errors.As(err, &twin) {
+		t.Errorf("another takes the name of one that has just ended: %v", err)
+	}
+	h.Hand.Vanish(moved.Node)
 	mustAppear(t, h.Open(t), heir)
 }
 

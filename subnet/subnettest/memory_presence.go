@@ -36,9 +36,6 @@ func (m *Memory) Stay(ctx context.Context, id int64) error {
 		_, there := m.living[id]
 		away, changed := m.away || m.refuses, m.changed
 		if ctx.Err() != nil {
-			if !away {
-				delete(m.living, id)
-			}
 			m.mu.Unlock()
 			return nil
 		}
