@@ -527,4 +527,8 @@ func TestTwinCannotSlipInDuringARestart(t *testing.T) {
 	if k, l := r.own(); k != key || l.Endpoints != own.Endpoints {
 		t.Errorf("the record is now %s %+v", k, l)
 	}
+	var refused *subnet.TwinError
+	if err := twin.ends(); !errors.As(err, &refused) {
+		t.Errorf("the twin ends with %v", err)
+	}
 }
