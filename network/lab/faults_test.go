@@ -69,9 +69,6 @@ func TestFaults(t *testing.T) {
 	} {
 		t.Run(part.name, func(t *testing.T) {
 			if !s.alone {
-				if part.name == "host-ipv4" {
-					t.Skip("IPv4 has its part in the dual network; alone it is tried by make faults")
-				}
 				t.Parallel()
 			}
 			part.run(t)
