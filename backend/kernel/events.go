@@ -83,7 +83,7 @@ func (e *events) read(k *Kernel, m message) {
 		e.link(m)
 	case unix.RTM_NEWADDR, unix.RTM_DELADDR:
 		a, ok := parseAddress(m.body)
-		if _, ours := e.ours[a.index]; ok && ours && a.shown() {
+		if _, ours := e.ours[a.index]; ok && ours {
 			e.lost()
 		}
 	case unix.RTM_NEWNEIGH, unix.RTM_DELNEIGH:

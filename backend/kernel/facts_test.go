@@ -162,6 +162,51 @@ func TestDeviceMakesNoLinkLocal(t *testing.T) {
 	}
 }
 
+// TestLinkLocalOfAnotherHandGoes: a device that fits but for the address that
+// the kernel gave it is kept, and loses that.
+func TestLinkLocalOfAnotherHandGoes(t *testing.T) {
+	for _, v6 := range []bool{false, true} {
+		ns := kerneltest.Namespace(t)
+		k := openAt(t, ns)
+		d := device(v6)
+		flap := func(change func(netlink.Link) error) {
+			kerneltest.Do(t, ns, func() error {
+				l, err := netlink.LinkByName(d.Name)
+				if err == nil {
+					err = errors.Join(change(l), netlink.LinkSetUp(l))
+				}
+				return err
+			})
+		}
+		kerneltest.Do(t, ns, func() error {
+			return netlink.LinkAdd(&netlink.Vxlan{
+				LinkAttrs: netlink.LinkAttrs{Name: d.Name, MTU: d.MTU, HardwareAddr: d.MAC[:]},
+				VxlanId:   int(d.VNI), Port: int(d.Port), SrcAddr: d.Local.AsSlice(),
+			})
+		})
+		flap(func(netlink.Link) error { return nil })
+		have, err := k.Dump(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if found, _ := have.Device(d.Name); !found.LinkLocal || found.Misfit != "" {
+			t.Errorf("found %s", found)
+		}
+		n := 0
+		for e := range have.OfKind(backend.KindAddress) {
+			if a := e.(backend.Address); a.Prefix.Addr().IsLinkLocalUnicast() {
+				n++
+			}
+		}
+		if n != 1 {
+			t.Errorf("%d link-local addresses:\n%s", n, have)
+		}
+		reach(t, k, peers(3, v6))
+		flap(netlink.LinkSetDown)
+		reach(t, k, peers(3, v6))
+	}
+}
+
 func TestMisfitsAreNamed(t *testing.T) {
 	base := func() *netlink.Vxlan {
 		return &netlink.Vxlan{LinkAttrs: netlink.LinkAttrs{Name: "ripstop.1"}, VxlanId: 1, Port: 8472, SrcAddr: []byte{192, 0, 2, 1}}

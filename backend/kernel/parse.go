@@ -21,7 +21,9 @@ type linkMessage struct {
 	mac    backend.MAC
 	mtu    int
 	master int
-	vxlan  vxlanData
+	// linkLocal says that the kernel gives it link-local addresses.
+	linkLocal bool
+	vxlan     vxlanData
 }
 
 // vxlanData is what we read of IFLA_INFO_DATA of a VXLAN device.
@@ -68,9 +70,26 @@ func parseLink(b []byte) (l linkMessage, ok bool) {
 			l.master = int(readU32(v))
 		case unix.IFLA_LINKINFO:
 			l.parseInfo(v)
+		case unix.IFLA_AF_SPEC:
+			l.parseFamilies(v)
 		}
 	}
 	return l, true
+}
+
+// parseFamilies reads what inet6_fill_link_af tells. It tells nothing of a link
+// without IPv6.
+func (l *linkMessage) parseFamilies(b []byte) {
+	for family, spec := range attributes(b) {
+		if family != unix.AF_INET6 {
+			continue
+		}
+		for typ, v := range attributes(spec) {
+			if typ == unix.IFLA_INET6_ADDR_GEN_MODE {
+				l.linkLocal = readU8(v) != addrGenModeNone
+			}
+		}
+	}
 }
 
 // linkIndex is the device of a link or address message.
@@ -143,11 +162,6 @@ func parseAddress(b []byte) (a addressMessage, ok bool) {
 	}
 	a.prefix = netip.PrefixFrom(addr, int(b[1]))
 	return a, a.prefix.IsValid()
-}
-
-// shown tells whether Dump shows it: link-local addresses are not.
-func (a addressMessage) shown() bool {
-	return !(a.prefix.Addr().Is6() && a.prefix.Addr().IsLinkLocalUnicast())
 }
 
 // neighbourMessage is what we read of an RTM_NEWNEIGH, also of an FDB entry.

@@ -1,11 +1,13 @@
 package lab
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"slices"
 	"strings"
 	"syscall"
@@ -27,6 +29,7 @@ const ourProtocol = 82
 func picture(h *Host) ([]string, error) {
 	var out []string
 	names := map[int]string{}
+	var devices []string
 	err := h.Namespace.netlink(func(n *netlink.Handle) error {
 		links, err := n.LinkList()
 		if err != nil {
@@ -38,6 +41,7 @@ func picture(h *Host) ([]string, error) {
 			if !ok {
 				continue
 			}
+			devices = append(devices, v.Name)
 			out = append(out, fmt.Sprintf("device %s vni %d port %d local %s lower %d learning %v mac %s mtu %d up %v", v.Name, v.VxlanId,
 				v.Port, v.SrcAddr, v.VtepDevIndex, v.Learning, v.HardwareAddr, v.MTU, v.Flags&net.FlagUp != 0))
 			entries, err := pictureOf(n, v)
@@ -64,6 +68,19 @@ func picture(h *Host) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
+	err = h.Namespace.Do(func() error {
+		for _, name := range devices {
+			mode, err := os.ReadFile("/proc/sys/net/ipv6/conf/" + name + "/addr_gen_mode")
+			if err != nil {
+				return err
+			}
+			out = append(out, fmt.Sprintf("addrgenmode %s dev %s", bytes.TrimSpace(mode), name))
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
 	for _, hop := range hops {
 		out = append(out, fmt.Sprintf("nexthop via %s dev %s", hop.gateway, names[hop.device]))
 	}
@@ -79,9 +96,6 @@ func pictureOf(n *netlink.Handle, v *netlink.Vxlan) ([]string, error) {
 		return nil, err
 	}
 	for _, a := range addrs {
-		if a.IP.IsLinkLocalUnicast() {
-			continue // Whoever makes a device brings one about; it does no harm.
-		}
 		out = append(out, fmt.Sprintf("address %s dev %s", a.IPNet, v.Name))
 	}
 	for _, family := range []int{unix.AF_INET, unix.AF_INET6, unix.AF_BRIDGE} {
