@@ -37,6 +37,10 @@ type Others interface {
 	Stand(e backend.Entry) error
 	// Stands tells whether it is there untouched.
 	Stands(e backend.Entry) (bool, error)
+	// Yield takes away what Stand made. Abandon does that to all routes at once,
+	// in the way of which the kernel says least.
+	Yield(e backend.Entry) error
+	Abandon() error
 }
 
 // Owns tells by name which devices the suite takes for its own.
@@ -75,6 +79,7 @@ func Conformance(t *testing.T, open func(t *testing.T) Harness) {
 		"changes by a hand":      testChangesByHand,
 		"changes of others":      testChangesOfOthers,
 		"own changes":            testOwnChanges,
+		"freed":                  testFreed,
 		"doubt":                  testDoubt,
 		"mirror":                 testMirror,
 		"cancelled":              testCancelled,

@@ -201,6 +201,20 @@ func (o others) standBridge() error {
 	return o.in(othersBridge, netlink.LinkSetUp)
 }
 
+func (o others) Yield(e backend.Entry) error {
+	switch e := e.(type) {
+	case backend.Device:
+		return o.in(e.Name, netlink.LinkDel)
+	case backend.Route:
+		return o.in(othersBridge, func(l netlink.Link) error {
+			return netlink.RouteDel(&netlink.Route{LinkIndex: l.Attrs().Index, Dst: ipNet(e.Dst), Protocol: unix.RTPROT_STATIC})
+		})
+	}
+	return fmt.Errorf("no such thing of another's: %s", e)
+}
+
+func (o others) Abandon() error { return o.in(othersBridge, netlink.LinkDel) }
+
 func (o others) Stands(e backend.Entry) (stands bool, err error) {
 	switch e := e.(type) {
 	case backend.Device:

@@ -14,13 +14,15 @@ import (
 
 // linkMessage is what we read of an RTM_NEWLINK.
 type linkMessage struct {
-	index  int
-	name   string
-	kind   string
-	up     bool
-	mac    backend.MAC
-	mtu    int
-	master int
+	index int
+	name  string
+	kind  string
+	up    bool
+	// running says that it is up and has a carrier.
+	running bool
+	mac     backend.MAC
+	mtu     int
+	master  int
 	// linkLocal says that the kernel gives it link-local addresses.
 	linkLocal bool
 	vxlan     vxlanData
@@ -57,7 +59,8 @@ func parseLink(b []byte) (l linkMessage, ok bool) {
 		return l, false
 	}
 	l.index = linkIndex(b)
-	l.up = host.Uint32(b[8:])&unix.IFF_UP != 0
+	flags := host.Uint32(b[8:])
+	l.up, l.running = flags&unix.IFF_UP != 0, flags&unix.IFF_RUNNING != 0
 	for typ, v := range attributes(b[sizeLinkMessage:]) {
 		switch typ {
 		case unix.IFLA_IFNAME:

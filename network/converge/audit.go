@@ -19,6 +19,7 @@ func (p *pass) auditNow(ctx context.Context) {
 	changes, lost := p.kernel.Changes()
 	if lost {
 		p.unread = doubt
+		p.failing.freedAll(p.now)
 		return
 	}
 	p.correct(changes)

@@ -65,6 +65,7 @@ type Loop struct {
 	again   []backend.Entry
 	failing failing
 	fights  fights
+	reports *reports
 	audit   time.Time
 	dumping allowance
 	// dumpTries counts failed dumps, dumpAgain is when to try the next.
@@ -84,12 +85,13 @@ func New(kernel backend.Kernel, log *zap.Logger) *Loop {
 	if k, ok := kernel.(interface{ Hand(port uint32) string }); ok {
 		name = k.Hand
 	}
+	reports := newReports(log)
 	return &Loop{
-		kernel: kernel, log: log, auditEvery: auditEvery,
+		kernel: kernel, log: log, reports: reports, auditEvery: auditEvery,
 		kick: make(chan struct{}, 1), converged: make(chan struct{}), step: make(chan struct{}), reached: -1,
 		dirty: map[backend.Entry]struct{}{}, unread: start,
-		failing: failing{log: log, entries: map[backend.Entry]failure{}},
-		fights:  fights{log: log, calm: calmAfter, most: mostFights, name: name, entries: map[backend.Entry]*fight{}},
+		failing: failing{reports: reports, entries: map[backend.Entry]failure{}},
+		fights:  fights{log: log, reports: reports, calm: calmAfter, most: mostFights, name: name, entries: map[backend.Entry]*fight{}},
 		dumping: allowance{left: mostDumps},
 	}
 }
@@ -171,6 +173,7 @@ func (l *Loop) converge(ctx context.Context) error {
 	l.planAudit(time.Now())
 	timer := time.NewTimer(0)
 	defer timer.Stop()
+	defer l.reports.flush()
 	for {
 		select {
 		case <-ctx.Done():
@@ -179,6 +182,7 @@ func (l *Loop) converge(ctx context.Context) error {
 		case <-timer.C:
 		}
 		l.pass(ctx)
+		l.reports.say(time.Now())
 		if next := l.next(); !next.IsZero() {
 			timer.Reset(time.Until(next))
 		}
@@ -192,7 +196,7 @@ func (l *Loop) converge(ctx context.Context) error {
 
 // next is when there is something to do without a kick.
 func (l *Loop) next() time.Time {
-	at := earlier(l.failing.agenda.next(), l.fights.agenda.next())
+	at := earlier(earlier(l.failing.agenda.next(), l.fights.agenda.next()), l.reports.next())
 	if l.unread == none {
 		return earlier(at, l.audit)
 	}
