@@ -307,3 +307,48 @@ func TestNoEventWhenIdle(t *testing.T) {
 		t.Errorf("a neighbour that is not permanent moves something: %+v", r.loop.Stats())
 	}
 }
+
+// TestFreedWayIsTakenAtOnceOnLinux: whichever way another's route goes, also with
+// its link and unannounced. The entry has been failing for so long by then that
+// its own next try is more than a second away.
+func TestFreedWayIsTakenAtOnceOnLinux(t *testing.T) {
+	for name, free := range map[string]func(netlink.Link, *netlink.Route) error{
+		"route deleted": func(_ netlink.Link, route *netlink.Route) error { return netlink.RouteDel(route) },
+		"link down":     func(link netlink.Link, _ *netlink.Route) error { return netlink.LinkSetDown(link) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := onLinux(t, 10)
+			late := far(100)
+			dst := late[3].(backend.Route).Dst
+			foreign := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "others0"}}
+			route := &netlink.Route{Dst: &net.IPNet{IP: dst.Addr().AsSlice(), Mask: net.CIDRMask(dst.Bits(), 32)}}
+			kerneltest.Do(t, r.ns, func() error {
+				if err := errors.Join(netlink.LinkAdd(foreign), netlink.LinkSetUp(foreign)); err != nil {
+					return err
+				}
+				route.LinkIndex = foreign.Index
+				return netlink.RouteAdd(route)
+			})
+			r.loop.Update(2, nil, late)
+			for end := time.Now().Add(30 * time.Second); r.loop.Stats().Failures < 7; time.Sleep(10 * time.Millisecond) {
+				if time.Now().After(end) {
+					t.Fatalf("stats: %+v", r.loop.Stats())
+				}
+			}
+			start := time.Now()
+			kerneltest.Do(t, r.ns, func() error { return free(foreign, route) })
+			for r.loop.Stats().Failing != 0 {
+				if time.Since(start) > time.Second {
+					t.Fatalf("not made after a second: %+v", r.loop.Stats())
+				}
+				time.Sleep(time.Millisecond)
+			}
+			t.Logf("made after %s", time.Since(start).Round(100*time.Microsecond))
+			for _, e := range late {
+				r.want.Put(e)
+			}
+			r.healed()
+		})
+	}
+}

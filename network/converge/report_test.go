@@ -142,9 +142,11 @@ func TestWhatIsNoLongerWantedWasNotMade(t *testing.T) {
 	fake.Stand(peer(3)[3])
 	loop(t, fake, func(l *Loop, logs *observer.ObservedLogs) {
 		l.Update(1, nil, owed(2, 3))
-		settle()
+		time.Sleep(10 * time.Minute) // Its pause is long by then.
+		synctest.Wait()
 		l.Update(2, peer(3), nil)
-		settle()
+		time.Sleep(3 * shortestPause)
+		synctest.Wait()
 		made, _ := total(logs, "changes that failed have been made", "")
 		lines, gone := total(logs, "changes that failed are no longer wanted", "changes")
 		if made != 0 || lines != 1 || gone != 1 || l.Stats().Failing != 0 {
@@ -163,6 +165,7 @@ func TestWhatIsNoLongerWantedWasNotMade(t *testing.T) {
 		if l.Stats().Failing != 4 {
 			t.Errorf("stats: %+v", l.Stats())
 		}
+		fake.Hand(func(s *backend.State) { s.Drop(peer(2)[3]) }) // So another makes one of the changes.
 		fake.FailOps(nil)
 		time.Sleep(2 * longestRetry)
 		synctest.Wait()
