@@ -27,7 +27,7 @@ type follower struct {
 	// changed is called after the peers changed.
 	changed func()
 
-	said map[string]string
+	problems *problems
 	// text is the config as it was last seen in the store.
 	text string
 
@@ -40,7 +40,7 @@ type follower struct {
 
 func newFollower(p prepared, own subnet.Subnets, loop *converge.Loop, owed []backend.Entry, grace time.Duration, log *zap.Logger) *follower {
 	f := &follower{
-		config: p.config, self: p.self, subnet: own, loop: loop, log: log, own: owed, said: map[string]string{}, text: string(p.seen),
+		config: p.config, self: p.self, subnet: own, loop: loop, log: log, own: owed, problems: newProblems(log), text: string(p.seen),
 		mirror: subnet.NewMirror(p.config, p.request.Self, p.self.Check), kick: make(chan struct{}, 1), changed: func() {},
 	}
 	f.mirror.SetGrace(grace)
@@ -91,9 +91,7 @@ func (f *follower) follow(c subnet.Change) {
 		default:
 		}
 	}
-	if !c.Empty() {
-		f.reportProblems()
-	}
+	f.problems.report(time.Now(), f.mirror.Problems())
 }
 
 // touchesOwn tells whether the record of a key stands in the way of the node's own.
@@ -151,35 +149,6 @@ func (f *follower) reportHolds() bool {
 		f.held = now
 	}
 	return true
-}
-
-// mostSaid bounds the lines about records per change; the rest is counted.
-const mostSaid = 10
-
-// reportProblems says once of each record that it is passed over and why, and
-// once that it no longer is.
-func (f *follower) reportProblems() {
-	now := f.mirror.Problems()
-	lines := 0
-	for key, why := range now {
-		if f.said[key] == why {
-			continue
-		}
-		if lines++; lines <= mostSaid {
-			f.log.Warn("record passed over", zap.String("key", key), zap.String("reason", why))
-		}
-	}
-	for key := range f.said {
-		if _, still := now[key]; !still {
-			if lines++; lines <= mostSaid {
-				f.log.Info("record no longer passed over", zap.String("key", key))
-			}
-		}
-	}
-	if lines > mostSaid {
-		f.log.Warn("more records like these", zap.Int("records", lines-mostSaid), zap.Int("passed_over", len(now)))
-	}
-	f.said = now
 }
 
 // configChanged reports a config that is no longer the one in use. It is not
