@@ -57,8 +57,9 @@ type Device struct {
 	// MTU is that of the inner packets, in bytes.
 	MTU int
 	// Down, Learning and LinkLocal tell how an existing device differs from what
-	// is ever wanted and can be mended in place. With LinkLocal the kernel gives
-	// it link-local addresses of IPv6 (any IN6_ADDR_GEN_MODE but NONE).
+	// is ever wanted and can be mended in place. Down is also one whose carrier
+	// was taken away (protodown). With LinkLocal the kernel gives it link-local
+	// addresses of IPv6 (any IN6_ADDR_GEN_MODE but NONE).
 	Down, Learning, LinkLocal bool
 	// Misfit, where not empty, says how an existing device differs in what the
 	// kernel cannot change in place.

@@ -140,7 +140,7 @@ func (d *dumper) devices(ctx context.Context) (indexes []int, err error) {
 func (l linkMessage) device() backend.Device {
 	dev := backend.Device{
 		Name: l.name, VNI: l.vxlan.vni, Port: l.vxlan.port, Local: l.vxlan.local, MAC: l.mac, MTU: l.mtu,
-		Down: !l.up, Learning: l.vxlan.learning, LinkLocal: l.linkLocal, Misfit: l.vxlan.odd,
+		Down: !l.up || l.protoDown, Learning: l.vxlan.learning, LinkLocal: l.linkLocal, Misfit: l.vxlan.odd,
 	}
 	switch {
 	case dev.Misfit != "":
