@@ -1,6 +1,7 @@
 package network
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -35,11 +36,18 @@ type Options struct {
 	// PeerGrace is how long peers are held whose records went with a store that
 	// is not the one it was; 0 turns that off.
 	PeerGrace time.Duration
+	// AuditEvery is the mean time between comparisons of the kernel with all
+	// that it announced; 0 is DefaultAuditEvery.
+	AuditEvery time.Duration
 }
 
 // DefaultPeerGrace is time enough for every node of a large network to find
 // that the store is another and to claim its subnet again.
 const DefaultPeerGrace = 5 * time.Minute
+
+// DefaultAuditEvery catches within minutes what the kernel never announced, and
+// costs next to nothing.
+const DefaultAuditEvery = converge.DefaultAuditEvery
 
 // Host is what a node asks of its host before it changes anything.
 type Host interface {
@@ -312,6 +320,7 @@ func (n *Node) serve(ctx context.Context, p prepared, lease subnet.Lease) error 
 		env.Networks[f] = p.config.Ranges[f].Network
 	}
 	loop := converge.New(n.kernel, n.log)
+	loop.AuditEvery(cmp.Or(n.opts.AuditEvery, DefaultAuditEvery))
 	follower := newFollower(p, lease.Subnets, loop, own, n.opts.PeerGrace, n.log)
 	keeper := newKeeper(n.opts.StateDir, n.log, snapshot{Node: n.opts.Name, Config: p.text, Lease: lease}, follower.save)
 	follower.changed = keeper.changed

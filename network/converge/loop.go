@@ -5,7 +5,6 @@ package converge
 import (
 	"context"
 	"fmt"
-	"math/rand/v2"
 	"sync"
 	"time"
 
@@ -19,8 +18,6 @@ const (
 	// shortestPause holds a pass back, so that a burst of events costs one and
 	// not one each.
 	shortestPause = 5 * time.Millisecond
-	// auditEvery is the mean time between audits.
-	auditEvery = 5 * time.Minute
 	// Dumps after a doubt may follow one another mostDumps times, and then one
 	// each dumpEvery, for a hand that takes a device up and down all the time.
 	mostDumps = 20
@@ -67,7 +64,9 @@ type Loop struct {
 	fights  fights
 	reports *reports
 	audit   time.Time
-	dumping allowance
+	// suspected has what the last audit found and the next is to confirm.
+	suspected map[backend.Entry]struct{}
+	dumping   allowance
 	// dumpTries counts failed dumps, dumpAgain is when to try the next.
 	dumpTries int
 	dumpAgain time.Time
@@ -87,7 +86,7 @@ func New(kernel backend.Kernel, log *zap.Logger) *Loop {
 	}
 	reports := newReports(log)
 	return &Loop{
-		kernel: kernel, log: log, reports: reports, auditEvery: auditEvery,
+		kernel: kernel, log: log, reports: reports, auditEvery: DefaultAuditEvery,
 		kick: make(chan struct{}, 1), converged: make(chan struct{}), step: make(chan struct{}), reached: -1,
 		dirty: map[backend.Entry]struct{}{}, unread: start,
 		failing: failing{reports: reports, entries: map[backend.Entry]failure{}},
@@ -201,10 +200,6 @@ func (l *Loop) next() time.Time {
 		return earlier(at, l.audit)
 	}
 	return earlier(at, l.dumpAgain)
-}
-
-func (l *Loop) planAudit(now time.Time) {
-	l.audit = now.Add(l.auditEvery/2 + rand.N(l.auditEvery))
 }
 
 // count changes the counts.

@@ -325,10 +325,34 @@ func TestAuditFindsWhatWasNotAnnounced(t *testing.T) {
 			t.Errorf("stats after an hour: %+v", s)
 		}
 		fake.Silently(func(s *backend.State) { s.Drop(peer(2)[0]) })
-		time.Sleep(2 * auditEvery)
+		time.Sleep(2 * DefaultAuditEvery)
 		synctest.Wait()
 		holds(t, fake, owed(2, 3)...)
 		if s := l.Stats(); s.Findings != 1 || s.Drift != 1 || logs.FilterMessageSnippet("audit found").Len() != 1 {
+			t.Errorf("stats: %+v, %v", s, logs.All())
+		}
+	})
+}
+
+// TestAnnouncedLateIsNoFinding: the kernel may announce a change only after a dump
+// could see it.
+func TestAnnouncedLateIsNoFinding(t *testing.T) {
+	fake := backendtest.NewFake()
+	loop(t, fake, func(l *Loop, logs *observer.ObservedLogs) {
+		l.Update(1, nil, owed(2, 3))
+		settle()
+		fake.Silently(func(s *backend.State) { s.Drop(peer(2)[3]) })
+		for dumps := fake.Dumps(); fake.Dumps() == dumps; time.Sleep(longestConfirm / 10) {
+			synctest.Wait()
+		}
+		if fake.State().Has(peer(2)[3]) {
+			t.Error("mended before it was confirmed")
+		}
+		fake.Overflow()
+		time.Sleep(2 * DefaultAuditEvery)
+		synctest.Wait()
+		holds(t, fake, owed(2, 3)...)
+		if s := l.Stats(); s.Findings != 0 || s.Drift != 1 || logs.FilterMessageSnippet("audit found").Len() != 0 {
 			t.Errorf("stats: %+v, %v", s, logs.All())
 		}
 	})

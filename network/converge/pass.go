@@ -34,18 +34,14 @@ type pass struct {
 func (l *Loop) pass(ctx context.Context) {
 	p := &pass{Loop: l, now: time.Now(), look: map[backend.Entry]uint32{}, drifted: map[backend.Entry]struct{}{}, moved: map[string]bool{}}
 	changes, lost := l.kernel.Changes()
-	if lost && l.unread == none {
-		l.unread = doubt
-	}
 	if !l.isTold() {
 		l.unread = start
 		return
 	}
 	switch {
-	case l.have == nil:
 	case lost:
-		p.failing.freedAll(p.now) // That it became so is lost, too.
-	default:
+		p.doubt()
+	case l.have != nil:
 		p.correct(changes)
 	}
 	if !p.read(ctx) {
@@ -79,6 +75,15 @@ func (l *Loop) isTold() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.told
+}
+
+// doubt notes that announcements did not tell all. That something went that was
+// in the way is then lost, too.
+func (p *pass) doubt() {
+	if p.unread == none {
+		p.unread = doubt
+	}
+	p.failing.freedAll(p.now)
 }
 
 // correct takes what the kernel announced into the mirror.
@@ -119,7 +124,7 @@ func (p *pass) read(ctx context.Context) (ok bool) {
 		return p.have != nil
 	}
 	p.count(func(s *Stats) { s.Dumps.count(p.unread) })
-	p.have, p.unread, p.whole = have, none, true
+	p.have, p.unread, p.whole, p.suspected = have, none, true, nil
 	return true
 }
 
