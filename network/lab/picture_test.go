@@ -234,9 +234,20 @@ type listener struct {
 	devices map[int]bool
 }
 
-// listen begins to. What it has not taken in yet waits in a large buffer.
+// listen begins to, until the test ends.
 func listen(t *testing.T, h *Host) *listener {
 	t.Helper()
+	l, err := startListening(h)
+	if err != nil {
+		t.Fatalf("listen in %s: %v", h.Name, err)
+	}
+	t.Cleanup(l.close)
+	return l
+}
+
+// startListening begins to listen. What has not been taken in yet waits in a
+// large buffer.
+func startListening(h *Host) (*listener, error) {
 	l := &listener{ns: h.Namespace, devices: map[int]bool{}}
 	err := h.Namespace.netlink(func(n *netlink.Handle) error {
 		links, err := n.LinkList()
@@ -248,7 +259,7 @@ func listen(t *testing.T, h *Host) *listener {
 		return err
 	})
 	if err != nil {
-		t.Fatal(err)
+		return nil, err
 	}
 	err = h.Namespace.Do(func() (err error) {
 		l.fd, err = unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_ROUTE)
@@ -265,17 +276,23 @@ func listen(t *testing.T, h *Host) *listener {
 		}
 		return errors.Join(errs...)
 	})
-	if err != nil {
-		t.Fatalf("listen in %s: %v", h.Name, err)
-	}
-	t.Cleanup(func() { _ = unix.Close(l.fd) })
-	return l
+	return l, err
 }
 
+func (l *listener) close() { _ = unix.Close(l.fd) }
+
+// announcement is a message of the kernel's.
+type announcement struct {
+	kind uint16
+	body []byte
+}
+
+func (a announcement) String() string { return fmt.Sprintf("type %d: %x", a.kind, a.body) }
+
 // heard takes in what was announced of the overlay so far.
-func (l *listener) heard(t *testing.T) []string {
+func (l *listener) heard(t *testing.T) []announcement {
 	t.Helper()
-	var out []string
+	var out []announcement
 	buffer := make([]byte, 1<<16)
 	for {
 		n, _, err := unix.Recvfrom(l.fd, buffer, 0)
@@ -291,7 +308,7 @@ func (l *listener) heard(t *testing.T) []string {
 		}
 		for _, m := range messages {
 			if len(m.Data) >= sizeNexthop && l.ours(m.Header.Type, m.Data) {
-				out = append(out, fmt.Sprintf("type %d: %x", m.Header.Type, m.Data))
+				out = append(out, announcement{m.Header.Type, bytes.Clone(m.Data)})
 			}
 		}
 	}
