@@ -22,15 +22,20 @@ const (
 	readyWord = "ready"
 )
 
+// dataFolder is where etcd keeps its data, in Options.Dir.
+const dataFolder = "data"
+
 type childOptions struct {
-	Dir          string
-	Listen       string
-	Advertise    string
-	CertFile     string
-	KeyFile      string
-	ClientCAFile string
-	QuotaBytes   int64
-	ElectionMs   uint
+	Dir              string
+	Listen           string
+	Advertise        string
+	CertFile         string
+	KeyFile          string
+	ClientCAFile     string
+	ClusterToken     string
+	QuotaBytes       int64
+	ElectionMs       uint
+	AuthTokenSeconds uint
 }
 
 // RunIfChild runs etcd until SIGTERM and exits if this process was started by
@@ -88,7 +93,7 @@ func runChild(text string, ready *os.File) error {
 // config is that of one member that starts fast and writes without care.
 func (o childOptions) config() (*embed.Config, error) {
 	cfg := embed.NewConfig()
-	cfg.Dir = filepath.Join(o.Dir, "data")
+	cfg.Dir = filepath.Join(o.Dir, dataFolder)
 	cfg.Logger, cfg.LogLevel, cfg.LogOutputs = "zap", "error", []string{"stderr"}
 	// A kill loses what the kernel has not written only if the host dies too.
 	cfg.UnsafeNoFsync = true
@@ -100,6 +105,12 @@ func (o childOptions) config() (*embed.Config, error) {
 	cfg.SnapshotCount, cfg.SnapshotCatchUpEntries = 10_000, 1_000
 	cfg.StrictReconfigCheck = false
 	cfg.QuotaBackendBytes = o.QuotaBytes
+	if o.ClusterToken != "" {
+		cfg.InitialClusterToken = o.ClusterToken
+	}
+	if o.AuthTokenSeconds != 0 {
+		cfg.AuthTokenTTL = o.AuthTokenSeconds
+	}
 	// A restart comes within the time that closed connections linger.
 	cfg.SocketOpts.ReuseAddress = true
 
