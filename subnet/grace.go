@@ -66,6 +66,9 @@ type Saved struct {
 // Save lists all peers for [Mirror.Restore], in the order of their subnets.
 func (m *Mirror) Save() (epoch string, revision int64, peers []Saved) {
 	for _, l := range m.Peers() {
+		if _, bad := m.bad[l.Subnets.Key()]; bad {
+			l.Modified = 0 // What was written then is not this.
+		}
 		peers = append(peers, Saved{l, m.held(l.Subnets)})
 	}
 	return m.epoch, m.revision, peers
@@ -148,10 +151,10 @@ func (m *Mirror) contradicted(l Lease) bool {
 	known, ok := m.leases[l.Subnets]
 	_, bad := m.bad[l.Subnets.Key()]
 	switch {
-	case m.held(l.Subnets) || bad: // Nothing was told of such a record.
-		return false
-	case !ok:
+	case !ok && !bad:
 		return m.listed && l.Created <= m.revision
+	case m.held(l.Subnets) || bad || known.Modified == 0: // Of the record that is there little was told.
+		return false
 	case l.Modified <= m.revision:
 		return l.Modified != known.Modified || l.Created != known.Created || l.ID != known.ID
 	}
