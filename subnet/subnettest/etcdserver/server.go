@@ -17,6 +17,10 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"go.etcd.io/etcd/server/v3/storage/backend"
+	"go.etcd.io/etcd/server/v3/storage/schema"
+	"go.uber.org/zap"
 )
 
 // Options say how to run an etcd.
@@ -218,6 +222,26 @@ func (s *Server) Restore(ctx context.Context, dir string) error {
 	}
 	if err := errors.Join(os.RemoveAll(s.data()), os.CopyFS(s.data(), os.DirFS(dir))); err != nil {
 		return fmt.Errorf("restore etcd: %w", err)
+	}
+	return s.start(ctx)
+}
+
+// ForgetLeases makes the server, which is stopped and started again for that,
+// forget all leases, but not the keys that are on them.
+func (s *Server) ForgetLeases(ctx context.Context) error {
+	if err := s.Stop(); err != nil {
+		return err
+	}
+	db := backend.NewDefaultBackend(zap.NewNop(), filepath.Join(s.data(), "member", "snap", "db"))
+	tx := db.BatchTx()
+	tx.LockOutsideApply()
+	for _, l := range schema.MustUnsafeGetAllLeases(tx) {
+		schema.UnsafeDeleteLease(tx, l)
+	}
+	tx.Unlock()
+	db.ForceCommit()
+	if err := db.Close(); err != nil {
+		return fmt.Errorf("make etcd forget leases: %w", err)
 	}
 	return s.start(ctx)
 }
