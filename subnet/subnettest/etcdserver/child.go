@@ -11,6 +11,7 @@ import (
 
 	"go.etcd.io/etcd/client/pkg/v3/transport"
 	"go.etcd.io/etcd/server/v3/embed"
+	"go.etcd.io/etcd/server/v3/storage/wal"
 )
 
 // childEnv marks a process as the child; its value is childOptions in JSON.
@@ -21,6 +22,10 @@ const (
 	readyFD   = 3
 	readyWord = "ready"
 )
+
+// segmentBytes is the size of the files of etcd's log, of which it makes one in
+// advance. Its own 64 MB are a lot to copy.
+const segmentBytes = 4 << 20
 
 // dataFolder is where etcd keeps its data, in Options.Dir.
 const dataFolder = "data"
@@ -62,6 +67,7 @@ func runChild(text string, ready *os.File) error {
 	if err != nil {
 		return err
 	}
+	wal.SegmentSizeBytes = segmentBytes
 	stop := make(chan os.Signal, 1)
 	signal.Notify(stop, syscall.SIGTERM, syscall.SIGINT)
 	e, err := embed.StartEtcd(cfg)

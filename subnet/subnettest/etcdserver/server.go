@@ -201,10 +201,10 @@ func (s *Server) Renew(ctx context.Context, token string) error {
 	return s.Wipe(ctx)
 }
 
-// Backup copies the data of the server, which is stopped and started again for
+// Backup copies the data of the server, which is killed and started again for
 // that, to a folder that is not there yet.
 func (s *Server) Backup(ctx context.Context, dir string) error {
-	if err := s.Stop(); err != nil {
+	if err := s.Kill(); err != nil {
 		return err
 	}
 	if err := os.CopyFS(dir, os.DirFS(s.data())); err != nil {
