@@ -25,9 +25,12 @@ type Mirror struct {
 
 	epoch    string
 	revision int64
-	leases   map[Subnets]Lease
-	peers    int // How many of them are peers.
-	grace    grace
+	// listed says that a listing was told of, so that leases are all there were
+	// then: what was restored is peers alone.
+	listed bool
+	leases map[Subnets]Lease
+	peers  int // How many of them are peers.
+	grace  grace
 	// claims holds who claims what only one lease may have: those with a record
 	// before those that are held, oldest first.
 	claims map[claim][]Subnets
@@ -73,8 +76,9 @@ func (m *Mirror) Apply(now time.Time, c Change) []Delta {
 	touched := map[Subnets]Lease{} // Peers as they were, zero where there was none.
 	m.hear(now)
 	gone := m.missing(c)
-	doubtful := m.doubtful(c, gone)
-	if m.different(c) {
+	different := m.different(c)
+	doubtful := m.doubtful(different, gone)
+	if different {
 		m.renewHolds(now)
 	}
 	for _, s := range gone {
@@ -85,7 +89,7 @@ func (m *Mirror) Apply(now time.Time, c Change) []Delta {
 		}
 	}
 	if c.Whole {
-		m.epoch = c.Epoch
+		m.epoch, m.listed = c.Epoch, true
 		clear(m.bad)
 	}
 	m.revision = c.Revision

@@ -39,8 +39,9 @@ type record struct {
 
 // watch is what one call of Watch has yet to deliver.
 type watch struct {
-	relist, different bool
-	queue             []subnet.Change
+	// told says that it has told of something.
+	relist, different, told bool
+	queue                   []subnet.Change
 }
 
 var (
@@ -237,17 +238,17 @@ func (m *Memory) Watch(ctx context.Context, to func(subnet.Change)) error {
 	return nil
 }
 
-// next takes what a watch is to deliver now, nil for nothing. Only a listing
-// can be refused: etcd does not end a watch over rights that were taken away.
+// next takes what a watch is to deliver now, nil for nothing. Only the first
+// listing can be refused.
 func (m *Memory) next(w *watch) (c *subnet.Change, refused bool, changed <-chan struct{}) {
 	switch {
 	case m.away:
 	case w.relist && m.refuses:
-		return nil, true, nil
+		return nil, !w.told, m.changed
 	case w.relist:
 		whole := m.list().Whole()
 		whole.Different = w.different
-		*w = watch{}
+		*w = watch{told: true}
 		return &whole, false, nil
 	case len(w.queue) > 0:
 		first := w.queue[0]
@@ -357,7 +358,7 @@ func (m *Memory) newEpoch() {
 	m.epoch++
 	for w := range m.watches {
 		// A watch that has told of nothing yet knows of no other store.
-		*w = watch{relist: true, different: w.different || !w.relist}
+		*w = watch{relist: true, different: w.told, told: w.told}
 	}
 	m.broadcast()
 }

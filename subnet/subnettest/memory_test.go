@@ -60,4 +60,14 @@ func TestMemoryRefuses(t *testing.T) {
 	if err := m.Watch(t.Context(), func(subnet.Change) {}); !errors.Is(err, subnet.ErrRefused) {
 		t.Errorf("Watch: %v", err)
 	}
+	m.Refuse(false)
+	r := subnettest.Record(t, m)
+	r.Next()
+	m.Refuse(true)
+	m.Compact()
+	r.Silent(50 * time.Millisecond)
+	m.Refuse(false)
+	if c := r.Next(); !c.Whole {
+		t.Errorf("after a refusal came %+v", c)
+	}
 }
