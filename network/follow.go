@@ -24,6 +24,9 @@ type follower struct {
 
 	// kick has something when a claim may succeed that did not before.
 	kick chan struct{}
+	// rewritten has the last record of the node's own that was written, by
+	// whomever.
+	rewritten chan subnet.Lease
 	// changed is called after the peers changed.
 	changed func()
 
@@ -41,7 +44,7 @@ type follower struct {
 func newFollower(p prepared, own subnet.Subnets, loop *converge.Loop, owed []backend.Entry, grace time.Duration, log *zap.Logger) *follower {
 	f := &follower{
 		config: p.config, self: p.self, subnet: own, loop: loop, log: log, own: owed, said: map[string]string{}, text: string(p.seen),
-		mirror: subnet.NewMirror(p.config, p.request.Self, p.self.Check), kick: make(chan struct{}, 1), changed: func() {},
+		mirror: subnet.NewMirror(p.config, p.request.Self, p.self.Check), kick: make(chan struct{}, 1), rewritten: make(chan subnet.Lease, 1), changed: func() {},
 	}
 	f.mirror.SetGrace(grace)
 	if p.saved != nil {
@@ -91,8 +94,25 @@ func (f *follower) follow(c subnet.Change) {
 		default:
 		}
 	}
+	for _, l := range c.Leases {
+		if l.Node == f.self.Node && l.Subnets == f.subnet {
+			f.tellRewritten(l)
+		}
+	}
 	if !c.Empty() {
 		f.reportProblems()
+	}
+}
+
+// tellRewritten puts a record where the last one may be that nobody took yet.
+func (f *follower) tellRewritten(l subnet.Lease) {
+	select {
+	case <-f.rewritten:
+	default:
+	}
+	select {
+	case f.rewritten <- l: // There is room: nobody else puts anything there.
+	default:
 	}
 }
 

@@ -60,26 +60,23 @@ type Node struct {
 	ready    chan struct{}
 
 	// What tests make shorter.
-	firstListing, twinPatience time.Duration
+	firstListing, settle time.Duration
 
 	mu sync.Mutex
-	// trouble is why a node that came up is not ready any more.
-	trouble error
+	// twin and taken are why a node that came up is not ready any more: another
+	// machine is known in its place, or its subnet is another's.
+	twin, taken error
 }
 
 // firstListing is how long a start waits for the store before it does without,
 // if it can.
 const firstListing = 3 * time.Second
 
-// twinPatience is how long a start waits for another node of the same name or
-// address: what has died is forgotten by then.
-const twinPatience = subnet.PresenceTTL + 15*time.Second
-
 // New joins a node's parts. Nothing happens before Run.
 func New(opts Options, store subnet.Store, presence subnet.Presence, kernel backend.Kernel, host Host, log *zap.Logger) *Node {
 	return &Node{
 		opts: opts, store: store, presence: presence, kernel: kernel, host: host, log: log, ready: make(chan struct{}),
-		firstListing: firstListing, twinPatience: twinPatience,
+		firstListing: firstListing, settle: settleTime,
 	}
 }
 
@@ -88,7 +85,7 @@ func New(opts Options, store subnet.Store, presence subnet.Presence, kernel back
 func (n *Node) Ready() <-chan struct{} { return n.ready }
 
 // NotReady tells why pods on this node cannot be reached, nil if they can: it
-// is not up yet, or its subnet is another's by now.
+// is not up yet, or another has its place or its subnet by now.
 func (n *Node) NotReady() error {
 	select {
 	case <-n.ready:
@@ -97,13 +94,26 @@ func (n *Node) NotReady() error {
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	return n.trouble
+	if n.twin != nil {
+		return n.twin
+	}
+	return n.taken
 }
 
-func (n *Node) setTrouble(err error) {
+func (n *Node) twinInPlace() error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.trouble = err
+	return n.twin
+}
+
+// setTaken notes that the subnet is another's, nil that it is not, and tells
+// whether a node that was ready no longer is.
+func (n *Node) setTaken(err error) (news bool) {
+	was := n.NotReady()
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.taken = err
+	return was == nil && err != nil
 }
 
 // Run lives the node's life until ctx ends, which returns nil and leaves lease,
@@ -144,14 +154,19 @@ func (n *Node) run(ctx context.Context) error {
 		return err
 	}
 	p.living.Token = id
-	if p.alone { // The store is away: the lease is known to last.
+	if p.unclaimed { // The store is away: the lease is known to last.
 		return n.serve(ctx, p, saved.Lease)
 	}
-	if err := n.appear(ctx, &p, nil, true); err != nil {
+	lease, err := n.arrive(ctx, &p, nil, true)
+	if errors.Is(err, errEarlierLife) {
+		n.log.Info("coming up with the lease that this machine had, which the store has still", zap.Stringer("subnets", lease.Subnets))
+		p.unclaimed = true
+		return n.serve(ctx, p, lease)
+	}
+	if err != nil {
 		return err
 	}
-	lease, err := n.claim(ctx, p.config, p.request, nil)
-	if err != nil {
+	if lease, err = n.claim(ctx, p.config, p.request, nil); err != nil {
 		return err
 	}
 	return n.serve(ctx, p, lease)
@@ -167,10 +182,11 @@ type prepared struct {
 	living  subnet.Living
 	// presence is the id under which the node is known as living.
 	presence int64
-	// saved is what the node knew before it was started, nil for nothing; alone
-	// says that the store is away and that this is to be gone by.
+	// saved is what the node knew before it was started, nil for nothing.
 	saved *snapshot
-	alone bool
+	// unclaimed says that the node comes up by what was saved, and that its
+	// presence and its lease are yet to be taken up.
+	unclaimed bool
 }
 
 // prepare reads the config and chooses the underlay.
@@ -216,7 +232,7 @@ func (n *Node) prepare(ctx context.Context, saved *snapshot) (prepared, error) {
 		req.Preferred = saved.Lease.Subnets // After a reboot there is no subnet file.
 	}
 	return prepared{
-		text: c.text, seen: c.seen, config: cfg, self: self, saved: saved, alone: alone,
+		text: c.text, seen: c.seen, config: cfg, self: self, saved: saved, unclaimed: alone,
 		living: subnet.Living{Node: n.opts.Name, Addresses: public}, request: req,
 	}, nil
 }
@@ -318,14 +334,14 @@ func (n *Node) serve(ctx context.Context, p prepared, lease subnet.Lease) error 
 	if p.saved != nil && p.saved.Lease.ID == lease.ID {
 		keeper.snapshot.Expires = p.saved.Expires
 	}
-	if p.alone {
+	if p.unclaimed {
 		follower.begin()
 	}
 
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return loop.Run(ctx) })
 	group.Go(func() error { return n.store.Watch(ctx, follower.follow) })
-	group.Go(func() error { return n.hold(ctx, p, lease, keeper, follower.kick) })
+	group.Go(func() error { return n.hold(ctx, p, lease, keeper, follower) })
 	group.Go(func() error { return keeper.run(ctx) })
 	group.Go(func() error {
 		select {
