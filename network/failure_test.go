@@ -283,6 +283,75 @@ func TestStartWhileTheStoreIsAwayFindsItWiped(t *testing.T) {
 	r.savesItsLease()
 }
 
+// TestStartWaitsLessAfterABoot: there is no device then, and pods are cut off.
+func TestStartWaitsLessAfterABoot(t *testing.T) {
+	r := newRig(t)
+	r.tune = func(n *Node) { n.firstListing = 2 * time.Second }
+	r.start()
+	r.ready()
+	r.savesItsLease()
+	r.stop()
+	r.store.Away(true)
+	for _, boot := range []bool{false, true} {
+		if boot {
+			r.reboots()
+		}
+		r.start()
+		began := time.Now()
+		r.ready()
+		if took := time.Since(began); took < time.Second != boot {
+			t.Errorf("boot %t: it took %s", boot, took)
+		}
+		r.stop()
+	}
+}
+
+// TestStartWhileTheStoreHasNoConfig: what is wrong is said once, nothing is waited
+// for, and the node comes up as it was.
+func TestStartWhileTheStoreHasNoConfig(t *testing.T) {
+	for name, lose := range map[string]func(*rig){
+		"deleted": func(r *rig) { r.store.SetConfig(nil) },
+		"wiped":   func(r *rig) { r.store.Wipe() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t)
+			second := r.join(2)
+			r.start()
+			r.ready()
+			key, own := r.own()
+			r.savesItsLease()
+			r.stop()
+			lose(r)
+			r.kernel.Ops()
+			r.tune = func(n *Node) { n.firstListing = time.Minute }
+			r.start()
+			r.ready()
+			r.eventually("the lease is held", func() bool { k, l := r.own(); return k == key && l.SameContent(own) && r.said("lease held") })
+			if ops := r.kernel.Ops(); len(ops) != 0 || !r.reaches(second) {
+				t.Errorf("the kernel was touched: %v", ops)
+			}
+			if r.logs.FilterLevelExact(zapcore.ErrorLevel).Len() != 1 || !r.said("store has no network config, starting with what was saved") || r.said("away") || r.count("waiting") != 0 {
+				t.Errorf("said %v", r.logs.All())
+			}
+			r.store.SetConfig([]byte(testConfig))
+			r.eventually("the config is seen", func() bool { return r.said("network config in the store is the one in use") })
+			// Where the lease may have run out the subnet may be another's.
+			r.stop()
+			s, err := readSnapshot(r.opts.StateDir)
+			if err != nil {
+				t.Fatal(err)
+			}
+			s.Expires = time.Now().Add(-time.Second)
+			if err := s.write(r.opts.StateDir); err != nil {
+				t.Fatal(err)
+			}
+			r.store.SetConfig(nil)
+			r.start()
+			r.eventually("it waits", func() bool { return r.said("there is no network config in the store") })
+		})
+	}
+}
+
 // TestRebootFindsItsSubnetByTheSnapshot: the subnet file is gone with the boot.
 // Here the record is gone too, and the subnet is not the first of the node's order.
 func TestRebootFindsItsSubnetByTheSnapshot(t *testing.T) {

@@ -60,7 +60,7 @@ type Node struct {
 	ready    chan struct{}
 
 	// What tests make shorter.
-	firstListing, settle time.Duration
+	firstListing, firstOfBoot, settle time.Duration
 
 	mu sync.Mutex
 	// twin and taken are why a node that came up is not ready any more: another
@@ -68,15 +68,19 @@ type Node struct {
 	twin, taken error
 }
 
-// firstListing is how long a start waits for the store before it does without,
-// if it can.
-const firstListing = 3 * time.Second
+// How long a start waits for the store before it does without, if it can. What was
+// saved may be old, so a store that is restarted itself is waited for; pods lose
+// nothing by it while the device stands. After a boot there is none.
+const (
+	firstListing = 3 * time.Second
+	firstOfBoot  = time.Second
+)
 
 // New joins a node's parts. Nothing happens before Run.
 func New(opts Options, store subnet.Store, presence subnet.Presence, kernel backend.Kernel, host Host, log *zap.Logger) *Node {
 	return &Node{
 		opts: opts, store: store, presence: presence, kernel: kernel, host: host, log: log, ready: make(chan struct{}),
-		firstListing: firstListing, settle: settleTime,
+		firstListing: firstListing, firstOfBoot: firstOfBoot, settle: settleTime,
 	}
 }
 
@@ -137,9 +141,13 @@ func (n *Node) run(ctx context.Context) error {
 		return err
 	}
 	defer unlock()
-	id, err := token(n.opts.RunDir)
+	id, booted, err := token(n.opts.RunDir)
 	if err != nil {
 		return err
+	}
+	patience := n.firstListing
+	if booted {
+		patience = n.firstOfBoot
 	}
 	saved, err := readSnapshot(n.opts.StateDir)
 	if err != nil {
@@ -149,7 +157,7 @@ func (n *Node) run(ctx context.Context) error {
 		n.log.Warn("saved snapshot passed over: it is another node's", zap.String("node", saved.Node))
 		saved = nil
 	}
-	p, err := n.prepare(ctx, saved)
+	p, err := n.prepare(ctx, saved, patience)
 	if err != nil {
 		return err
 	}
@@ -190,8 +198,8 @@ type prepared struct {
 }
 
 // prepare reads the config and chooses the underlay.
-func (n *Node) prepare(ctx context.Context, saved *snapshot) (prepared, error) {
-	c, alone, err := n.config(ctx, saved)
+func (n *Node) prepare(ctx context.Context, saved *snapshot, patience time.Duration) (prepared, error) {
+	c, alone, err := n.config(ctx, saved, patience)
 	if err != nil {
 		return prepared{}, err
 	}
@@ -253,27 +261,33 @@ func parseConfig(text []byte) (c chosenConfig, err error) {
 }
 
 // config waits for the network config. One that is malformed is an error,
-// unless the config that this node last worked with is there to go on with.
-// Where the store does not answer and the saved snapshot can stand in for it,
-// that is what it returns, and alone.
-func (n *Node) config(ctx context.Context, saved *snapshot) (c chosenConfig, alone bool, err error) {
-	patience := ctx
+// unless the config that this node last worked with is there to go on with; that
+// serves also where the store has none, as after a wipe, if the node's lease
+// cannot have run out. Where the store does not answer within the patience and the
+// saved snapshot can stand in for it, that is what it returns, and alone.
+func (n *Node) config(ctx context.Context, saved *snapshot, patience time.Duration) (c chosenConfig, alone bool, err error) {
+	limited := ctx
 	var old chosenConfig
 	unfit := errNoSnapshot
 	if saved != nil {
 		if old, unfit = saved.fit(time.Now()); unfit == nil {
 			var cancel context.CancelFunc
-			patience, cancel = context.WithTimeout(ctx, n.firstListing)
+			limited, cancel = context.WithTimeout(ctx, patience)
 			defer cancel()
 		}
 	}
-	err = n.until(patience, "network config", nil, func() error {
-		seen, err := n.store.List(patience)
+	err = n.until(limited, "network config", nil, func() error {
+		seen, err := n.store.List(limited)
 		switch {
 		case err != nil && saved != nil && unfit != nil && ctx.Err() == nil && !errors.Is(err, subnet.ErrRefused):
 			return fmt.Errorf("%w; what was saved cannot stand in for it: %w", err, unfit)
 		case err != nil:
 			return err
+		case seen.Config == nil && unfit == nil:
+			n.log.Error("store has no network config, starting with what was saved: write the config again with 'ripstop config set'", saved.fields()...)
+			c = old
+			c.seen = nil
+			return nil
 		case seen.Config == nil:
 			return errors.New("there is no network config in the store: write one with 'ripstop config set'")
 		}
@@ -292,9 +306,8 @@ func (n *Node) config(ctx context.Context, saved *snapshot) (c chosenConfig, alo
 		c = lastGood
 		return nil
 	})
-	if err != nil && unfit == nil && ctx.Err() == nil && patience.Err() != nil {
-		n.log.Warn("store is away: starting with what was saved", zap.Stringer("subnets", saved.Lease.Subnets),
-			zap.Int("peers", len(saved.Peers)), zap.Time("saved", saved.Written), zap.Time("lease_lasts_until", saved.Expires))
+	if err != nil && unfit == nil && ctx.Err() == nil && limited.Err() != nil {
+		n.log.Warn("store is away: starting with what was saved", saved.fields()...)
 		return old, true, nil
 	}
 	return c, false, err

@@ -49,7 +49,7 @@ type rig struct {
 	kernel *backendtest.Fake
 	host   *fakeHost
 	opts   Options
-	settle time.Duration
+	tune   func(*Node) // Changes what start makes short.
 	logs   *observer.ObservedLogs
 	node   *Node
 	cancel context.CancelFunc
@@ -61,9 +61,9 @@ func newRig(t *testing.T) *rig {
 	dir := t.TempDir()
 	r := &rig{
 		t: t, store: subnettest.NewMemory(), kernel: backendtest.NewFake(),
-		host:   &fakeHost{host: []backend.Interface{{Name: "eth0", MTU: 1500, Addresses: []netip.Addr{netip.MustParseAddr("10.99.0.1")}, DefaultV4: true}}},
-		settle: 500 * time.Millisecond,
-		opts:   Options{Name: "node1", SubnetFile: filepath.Join(dir, "subnet.env"), RunDir: filepath.Join(dir, "run"), StateDir: filepath.Join(dir, "state"), PeerGrace: DefaultPeerGrace},
+		host: &fakeHost{host: []backend.Interface{{Name: "eth0", MTU: 1500, Addresses: []netip.Addr{netip.MustParseAddr("10.99.0.1")}, DefaultV4: true}}},
+		tune: func(*Node) {},
+		opts: Options{Name: "node1", SubnetFile: filepath.Join(dir, "subnet.env"), RunDir: filepath.Join(dir, "run"), StateDir: filepath.Join(dir, "state"), PeerGrace: DefaultPeerGrace},
 	}
 	r.store.SetConfig([]byte(testConfig))
 	return r
@@ -80,7 +80,8 @@ func (r *rig) start() {
 	core, logs := observer.New(zapcore.InfoLevel)
 	r.logs = logs
 	r.node = New(r.opts, r.at(), r.at(), r.kernel, r.host, zap.New(core))
-	r.node.firstListing, r.node.settle = 300*time.Millisecond, r.settle
+	r.node.firstListing, r.node.firstOfBoot, r.node.settle = 300*time.Millisecond, 100*time.Millisecond, 500*time.Millisecond
+	r.tune(r.node)
 	ctx, cancel := context.WithCancel(context.Background())
 	r.cancel, r.done = cancel, make(chan error, 1)
 	go func() { r.done <- r.node.Run(ctx) }()

@@ -78,13 +78,14 @@ func (p *pausable) outlast(do func()) {
 // TestPauseOfEtcdLetsNobodyIn: the node that lives is known again before a clone
 // that waits, and before one that starts.
 func TestPauseOfEtcdLetsNobodyIn(t *testing.T) {
+	t.Parallel()
 	p := startPausable(t)
 	r := p.node("10.99.0.1", p.client())
 	r.start()
 	r.ready()
 	key, own := r.own()
 	clone := p.node("10.99.0.8", p.client())
-	clone.settle = 3 * time.Second
+	clone.tune = func(n *Node) { n.settle = 3 * time.Second }
 	p.outlast(clone.start)
 	// Whether it comes too late to see that the first lives is a matter of luck.
 	clone.eventually("the clone is refused", func() bool { return len(clone.done) > 0 || clone.said("that of node1 (10.99.0.1)") })
@@ -103,6 +104,7 @@ func TestPauseOfEtcdLetsNobodyIn(t *testing.T) {
 // TestPresenceLostToATwinInAPauseOfEtcd: a clone was quicker after all. The record
 // does not go to and fro, and is the first's again once the clone has gone.
 func TestPresenceLostToATwinInAPauseOfEtcd(t *testing.T) {
+	t.Parallel()
 	p := startPausable(t)
 	client := &slowClient{Client: p.client()}
 	r := p.node("10.99.0.1", client)

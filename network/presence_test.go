@@ -178,6 +178,7 @@ func TestRebootComesUpBesideItsEarlierLife(t *testing.T) {
 // TestStartThatMustNotComeUpBesideAnother: where it cannot be this machine's
 // earlier life, or the lease is not as that left it, the kernel is not touched.
 func TestStartThatMustNotComeUpBesideAnother(t *testing.T) {
+	t.Parallel()
 	for name, spoil := range map[string]func(*rig){
 		"another address": func(r *rig) { r.host.host[0].Addresses[0] = netip.MustParseAddr("10.99.0.8") },
 		"known at another address": func(r *rig) {
@@ -204,6 +205,7 @@ func TestStartThatMustNotComeUpBesideAnother(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			r := newRig(t)
 			r.start()
 			r.ready()
@@ -363,6 +365,7 @@ func TestPresenceLostToATwin(t *testing.T) {
 // TestLeaseIsNotClaimedBesideATwin: its record is gone, or becomes free, and who
 // has its place may claim it.
 func TestLeaseIsNotClaimedBesideATwin(t *testing.T) {
+	t.Parallel()
 	for _, taken := range []bool{false, true} {
 		r := newRig(t)
 		client := &slowClient{Client: r.store}

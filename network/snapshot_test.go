@@ -102,12 +102,12 @@ func FuzzDecodeSnapshot(f *testing.F) {
 
 func TestTokenStays(t *testing.T) {
 	dir := t.TempDir()
-	one, err := token(dir)
-	two, err2 := token(dir)
-	if err := errors.Join(err, err2); err != nil || one != two || len(one) < 20 {
-		t.Errorf("%q, %q, %v", one, two, err)
+	one, booted, err := token(dir)
+	two, again, err2 := token(dir)
+	if err := errors.Join(err, err2); err != nil || one != two || len(one) < 20 || !booted || again {
+		t.Errorf("%q %t, %q %t, %v", one, booted, two, again, err)
 	}
-	if three, err := token(t.TempDir()); err != nil || three == one {
+	if three, _, err := token(t.TempDir()); err != nil || three == one {
 		t.Errorf("%q, %v", three, err)
 	}
 }
