@@ -24,6 +24,9 @@ type follower struct {
 
 	// kick has something when a claim may succeed that did not before.
 	kick chan struct{}
+	// rewritten has the last record of the node's own that was written, by
+	// whomever.
+	rewritten chan subnet.Lease
 	// changed is called after the peers changed, otherStore after a listing of
 	// another epoch than that before.
 	changed, otherStore func()
@@ -43,7 +46,7 @@ type follower struct {
 func newFollower(p prepared, own subnet.Subnets, loop *converge.Loop, owed []backend.Entry, grace time.Duration, log *zap.Logger) *follower {
 	f := &follower{
 		config: p.config, self: p.self, subnet: own, loop: loop, log: log, own: owed, problems: newProblems(log), text: string(p.seen),
-		mirror: subnet.NewMirror(p.config, p.request.Self, p.self.Check), kick: make(chan struct{}, 1), changed: func() {}, otherStore: func() {},
+		mirror: subnet.NewMirror(p.config, p.request.Self, p.self.Check), kick: make(chan struct{}, 1), rewritten: make(chan subnet.Lease, 1), changed: func() {}, otherStore: func() {},
 	}
 	f.mirror.SetGrace(grace)
 	if p.saved != nil {
@@ -97,7 +100,24 @@ func (f *follower) follow(c subnet.Change) {
 		default:
 		}
 	}
+	for _, l := range c.Leases {
+		if l.Node == f.self.Node && l.Subnets == f.subnet {
+			f.tellRewritten(l)
+		}
+	}
 	f.problems.report(time.Now(), f.mirror.Problems())
+}
+
+// tellRewritten puts a record where the last one may be that nobody took yet.
+func (f *follower) tellRewritten(l subnet.Lease) {
+	select {
+	case <-f.rewritten:
+	default:
+	}
+	select {
+	case f.rewritten <- l: // There is room: nobody else puts anything there.
+	default:
+	}
 }
 
 // touchesOwn tells whether the record of a key stands in the way of the node's own.

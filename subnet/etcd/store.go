@@ -25,7 +25,8 @@ type Store struct {
 	leases pb.LeaseClient
 	log    *zap.Logger
 
-	held *heldRecords
+	held      *heldRecords
+	sightings sightings
 
 	pageSize                            int64
 	checkEvery, auditEvery, presenceTTL time.Duration
@@ -103,7 +104,7 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 	return &Store{
 		opts: o, tls: tlsConfig, client: client, log: o.Log,
 		leases: clientv3.RetryLeaseClient(client), held: newHeldRecords(),
-		pageSize: pageSize, checkEvery: checkEvery, auditEvery: auditEvery, presenceTTL: subnet.PresenceTTL,
+		pageSize: pageSize, checkEvery: checkEvery, auditEvery: auditEvery, presenceTTL: o.PresenceTTL,
 	}, nil
 }
 
