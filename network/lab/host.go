@@ -97,7 +97,7 @@ func (h *Host) StartDaemon() error {
 	}
 	_, err := os.Stat(h.SubnetFile())
 	args := append([]string{
-		"--etcd-endpoints=" + h.lab.endpoint(), "--etcd-prefix=" + Prefix,
+		"--etcd-endpoints=" + h.lab.EtcdURL(), "--etcd-prefix=" + Prefix,
 		"--iface=" + hostInterface, "--ip-masq=false", "--node-name=" + h.Name,
 		"--run-dir=" + filepath.Join(h.Dir, "run"), "--state-dir=" + filepath.Join(h.Dir, "state"),
 		"--subnet-file=" + h.SubnetFile(), "--log-level=info",
