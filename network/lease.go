@@ -21,6 +21,7 @@ func (n *Node) claim(ctx context.Context, cfg subnet.Config, req subnet.Request,
 			return err
 		}
 		lease, err = subnet.Claim(ctx, n.store, cfg, req)
+		req.Seen = nil // By the next try it is old.
 		var stranded *subnet.StrandedError
 		var taken *subnet.TakenError
 		switch {

@@ -182,7 +182,12 @@ func (n *Node) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if lease, err = n.claim(ctx, p.config, p.request, nil); err != nil {
+	req := p.request
+	if time.Since(p.listedAt) < listingLasts {
+		req.Seen = p.listing
+	}
+	p.listing = nil // It is large.
+	if lease, err = n.claim(ctx, p.config, req, nil); err != nil {
 		return err
 	}
 	return n.serve(ctx, p, lease)
@@ -203,7 +208,13 @@ type prepared struct {
 	// unclaimed says that the node comes up by what was saved, and that its
 	// presence and its lease are yet to be taken up.
 	unclaimed bool
+	// listing is what the store held at listedAt, when the config was read.
+	listing  *subnet.Listing
+	listedAt time.Time
 }
+
+// listingLasts is how old a listing may be for a claim to go by it.
+const listingLasts = 5 * time.Second
 
 // prepare reads the config and chooses the underlay.
 func (n *Node) prepare(ctx context.Context, saved *snapshot, patience time.Duration) (prepared, error) {
@@ -248,7 +259,7 @@ func (n *Node) prepare(ctx context.Context, saved *snapshot, patience time.Durat
 		req.Preferred = saved.Lease.Subnets // After a reboot there is no subnet file.
 	}
 	return prepared{
-		text: c.text, seen: c.seen, config: cfg, self: self, saved: saved, unclaimed: alone,
+		text: c.text, seen: c.seen, config: cfg, self: self, saved: saved, unclaimed: alone, listing: c.listing, listedAt: c.listedAt,
 		living: subnet.Living{Node: n.opts.Name, Addresses: public}, request: req,
 	}, nil
 }
@@ -258,6 +269,9 @@ type chosenConfig struct {
 	text, seen []byte
 	config     subnet.Config
 	options    vxlan.Options
+	// listing is what was read with it from the store at listedAt, if it was.
+	listing  *subnet.Listing
+	listedAt time.Time
 }
 
 func parseConfig(text []byte) (c chosenConfig, err error) {
@@ -300,6 +314,7 @@ func (n *Node) config(ctx context.Context, saved *snapshot, patience time.Durati
 			return errors.New("there is no network config in the store: write one with 'ripstop config set'")
 		}
 		if c, err = parseConfig(seen.Config); err == nil {
+			c.listing, c.listedAt = &seen, time.Now()
 			return nil
 		}
 		lastGood, savedErr := chosenConfig{}, errNoSnapshot

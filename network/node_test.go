@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -46,6 +47,7 @@ type rig struct {
 	t      *testing.T
 	store  *subnettest.Memory
 	client subnettest.Client // The store as the node has it, nil where that is store.
+	lists  atomic.Int32      // How often the node listed by itself.
 	kernel *backendtest.Fake
 	host   *fakeHost
 	opts   Options
@@ -54,6 +56,17 @@ type rig struct {
 	node   *Node
 	cancel context.CancelFunc
 	done   chan error
+}
+
+// counting is a store that counts its listings, those of Watch apart.
+type counting struct {
+	subnet.Store
+	lists *atomic.Int32
+}
+
+func (c counting) List(ctx context.Context) (subnet.Listing, error) {
+	c.lists.Add(1)
+	return c.Store.List(ctx)
 }
 
 func newRig(t *testing.T) *rig {
@@ -79,7 +92,7 @@ func (r *rig) at() subnettest.Client {
 func (r *rig) start() {
 	core, logs := observer.New(zapcore.InfoLevel)
 	r.logs = logs
-	r.node = New(r.opts, r.at(), r.at(), r.kernel, r.host, zap.New(core))
+	r.node = New(r.opts, counting{r.at(), &r.lists}, r.at(), r.kernel, r.host, zap.New(core))
 	r.node.firstListing, r.node.firstOfBoot, r.node.settle = 300*time.Millisecond, 100*time.Millisecond, 500*time.Millisecond
 	r.tune(r.node)
 	ctx, cancel := context.WithCancel(context.Background())
@@ -428,5 +441,18 @@ func TestSecondDaemonInOneRunDirIsRefused(t *testing.T) {
 	twin.start()
 	if err := twin.ends(); err == nil || !strings.Contains(err.Error(), fmt.Sprintf("another ripstopd (process %d)", os.Getpid())) {
 		t.Errorf("got %v", err)
+	}
+}
+
+// TestStartListsOnce: among tens of thousands of nodes a listing is the dearest
+// thing that a start asks for.
+func TestStartListsOnce(t *testing.T) {
+	r := newRig(t)
+	l := r.join(2)
+	r.start()
+	r.ready()
+	r.eventually("the peer is reached", func() bool { return r.reaches(l) })
+	if n := r.lists.Load(); n != 1 {
+		t.Errorf("%d listings", n)
 	}
 }
