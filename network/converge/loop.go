@@ -41,7 +41,7 @@ type Loop struct {
 	// careful says that what is wanted may lack peers: nothing of a peer's is
 	// taken away or changed.
 	careful bool
-	// recompare asks for a whole comparison, after being careful.
+	// recompare asks for a whole comparison, at first and after being careful.
 	recompare bool
 	// dirty are the identities of entries of which the want has changed.
 	dirty map[backend.Entry]struct{}
@@ -102,9 +102,13 @@ func (l *Loop) Update(revision int64, release, owe []backend.Entry) {
 	l.mu.Lock()
 	l.ledger.Release(release...)
 	l.ledger.Owe(owe...)
-	for _, entries := range [][]backend.Entry{release, owe} {
-		for _, e := range entries {
-			l.dirty[backend.Identity(e)] = struct{}{}
+	if !l.told {
+		l.recompare = true // All is new, so nothing need be noted one by one.
+	} else {
+		for _, entries := range [][]backend.Entry{release, owe} {
+			for _, e := range entries {
+				l.dirty[backend.Identity(e)] = struct{}{}
+			}
 		}
 	}
 	l.told, l.revision = true, revision
