@@ -261,7 +261,8 @@ func (d *dumper) routes(ctx context.Context, family uint8) error {
 		return err
 	}
 	for _, r := range routes {
-		d.state.Put(r.route(d.k.hops.ours[r.nexthop]))
+		via, _ := d.k.hops.hop(r.nexthop)
+		d.state.Put(r.route(via))
 	}
 	return nil
 }

@@ -175,19 +175,20 @@ func (e *events) route(k *Kernel, m message) {
 	if r.protocol != Protocol && !took {
 		return
 	}
-	e.tell(m, r.route(k.hops.ours[r.nexthop]), m.typ == unix.RTM_DELROUTE || r.protocol != Protocol)
+	via, _ := k.hops.hop(r.nexthop)
+	e.tell(m, r.route(via), m.typ == unix.RTM_DELROUTE || r.protocol != Protocol)
 }
 
 // nexthop keeps the numbers up to date. Where an object becomes another under
 // its number, the routes that lead through it are otherwise too, silently.
 func (e *events) nexthop(k *Kernel, m message, n nexthopMessage) {
-	was, known := k.hops.ours[n.id]
+	was, known := k.hops.hop(n.id)
 	if m.typ == unix.RTM_DELNEXTHOP {
 		if known {
 			k.hops.remove(was)
 		} else if n.protocol == Protocol { // As we deleted it, or missed its coming.
 			was = backend.Nexthop{Dev: e.ours[n.index], Gateway: n.gateway}
-			known = was.Dev != "" && n.plain && k.hops.ids[was] == 0
+			known = was.Dev != "" && n.plain && k.hops.id(was) == 0
 		} else {
 			e.freedAll(k, m.pid)
 		}
