@@ -99,17 +99,33 @@ type Nexthop struct {
 	Stray uint32
 }
 
-// Route leads to a prefix through a nexthop object.
+// Route leads to a prefix through a nexthop object on one of our devices, or
+// plainly over a link of the host.
 type Route struct {
 	Dst netip.Prefix
 	// Table, Metric and TOS are 0 for what we make: the main table, the
 	// family's own metric.
 	Table, Metric uint32
 	TOS           uint8
-	// Via is the zero Nexthop for an existing route that leads through no
-	// nexthop object of ours.
+	// Plain tells that the route names Via's device and gateway itself. The
+	// device is the host's own and no entry, and nothing of ours is needed for
+	// the route. Unlike one through a nexthop object it outlives the loss of the
+	// device's carrier.
+	Plain bool
+	// Odd tells that an existing route has what ours never have, such as
+	// another metric (RTA_METRICS) than the MTU.
+	Odd bool
+	// MTU is the largest packet in bytes that may take the route, at most
+	// [MaxRouteMTU], or 0 for whatever the device takes.
+	MTU uint16
+	// Via is the zero Nexthop for an existing route that leads neither through a
+	// nexthop object of ours nor plainly to a gateway.
 	Via Nexthop
 }
+
+// MaxRouteMTU is the largest MTU in bytes that a route can bear: the kernel makes
+// less of what is more (ip_metrics_convert).
+const MaxRouteMTU = 65535 - 15
 
 // routeKey is what identifies a route to the kernel (fib_table_insert and
 // fib6_add_rt2node compare just these).
@@ -129,6 +145,9 @@ type neighbourKey struct {
 	dev string
 	ip  netip.Addr
 }
+
+// through tells whether the route leads through a nexthop object.
+func (r Route) through(n Nexthop) bool { return !r.Plain && r.Via == n }
 
 func (r Route) key() routeKey { return routeKey{r.Dst, r.Table, r.Metric, r.TOS} }
 
@@ -261,7 +280,18 @@ func (r Route) String() string {
 	if r.TOS != 0 {
 		s += fmt.Sprintf(" tos %d", r.TOS)
 	}
-	return s + " by " + r.Via.String()
+	if r.Plain {
+		s += fmt.Sprintf(" via %s dev %s", r.Via.Gateway, r.Via.Dev)
+	} else {
+		s += " by " + r.Via.String()
+	}
+	if r.MTU != 0 {
+		s += fmt.Sprintf(" mtu %d", r.MTU)
+	}
+	if r.Odd {
+		s += " odd"
+	}
+	return s
 }
 
 // compareEntries orders entries of one kind, by identity first.

@@ -58,7 +58,7 @@ func (s *State) Put(e Entry) {
 	case Route:
 		s.Drop(e)
 		put(&s.routes, e.key(), e)
-		s.use(e.Via, 1)
+		s.use(e, 1)
 	}
 }
 
@@ -71,10 +71,13 @@ func add[K comparable](m *map[K]int, k K, n int) {
 	put(m, k, n)
 }
 
-func (s *State) use(via Nexthop, n int) {
-	add(&s.users, via, n)
-	if via.Stray != 0 {
-		add(&s.users, via.plain(), n)
+func (s *State) use(r Route, n int) {
+	if r.Plain {
+		return
+	}
+	add(&s.users, r.Via, n)
+	if r.Via.Stray != 0 {
+		add(&s.users, r.Via.plain(), n)
 	}
 }
 
@@ -97,7 +100,7 @@ func (s *State) Drop(e Entry) {
 	case Route:
 		if old, ok := s.routes[e.key()]; ok {
 			delete(s.routes, e.key())
-			s.use(old.Via, -1)
+			s.use(old, -1)
 		}
 	}
 }
@@ -245,7 +248,7 @@ func (s *State) Apply(op Op) {
 		}
 	case Nexthop:
 		if op.Verb == Delete {
-			s.dropRoutes(s.users[e], func(r Route) bool { return r.Via == e })
+			s.dropRoutes(s.users[e], func(r Route) bool { return r.through(e) })
 		}
 	}
 	if op.Verb == Delete {
@@ -339,7 +342,11 @@ func (s *State) forwardsOn(dev string) bool {
 
 // Forwards tells whether a packet that takes the route finds all it needs: the
 // device, the nexthop, the gateway's neighbour entry and the FDB entry of its MAC.
+// A plain route needs nothing of ours.
 func (s *State) Forwards(r Route) bool {
+	if r.Plain {
+		return true
+	}
 	if _, ok := s.devices[r.Via.Dev]; !ok {
 		return false
 	}

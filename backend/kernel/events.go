@@ -80,11 +80,10 @@ func (e *events) lost() { e.queue, e.doubt = nil, true }
 func (e *events) read(k *Kernel, m message) {
 	switch m.typ {
 	case unix.RTM_NEWLINK, unix.RTM_DELLINK:
-		e.link(m)
+		e.link(k, m)
 	case unix.RTM_NEWADDR, unix.RTM_DELADDR:
-		a, ok := parseAddress(m.body)
-		if _, ours := e.ours[a.index]; ok && ours && a.shown() {
-			e.lost()
+		if a, ok := parseAddress(m.body); ok {
+			e.address(k, m, a)
 		}
 	case unix.RTM_NEWNEIGH, unix.RTM_DELNEIGH:
 		n, ok := parseNeighbour(m.body)
@@ -110,9 +109,20 @@ func (e *events) tell(m message, entry backend.Entry, gone bool) {
 	}
 }
 
+// address makes doubt of one on our devices. On a link of the host's, plain routes
+// go silently with its last IPv4 address (fib_disable_ip). IPv6 addresses that
+// are there already are announced each time that a router advertises them.
+func (e *events) address(k *Kernel, m message, a addressMessage) {
+	_, ours := e.ours[a.index]
+	_, carries := k.carriers.names[a.index]
+	if a.shown() && (ours || carries && (m.typ == unix.RTM_DELADDR || a.prefix.Addr().Is4())) {
+		e.lost()
+	}
+}
+
 // link also follows which devices are ours, as they come, are renamed, and go.
 // One of our names that is not VXLAN is another's; it may have stood in the way.
-func (e *events) link(m message) {
+func (e *events) link(k *Kernel, m message) {
 	l, ok := parseLink(m.body)
 	// A bridge port's events (of family AF_BRIDGE) name the device too, and
 	// its RTM_DELLINK there does not mean that it goes (br_ifinfo_notify).
@@ -120,6 +130,10 @@ func (e *events) link(m message) {
 		return
 	}
 	_, was := e.ours[l.index]
+	if k.carriers.changed(l, m.typ == unix.RTM_DELLINK) {
+		clear(k.index) // The names may be others' by now.
+		e.lost()
+	}
 	if m.typ == unix.RTM_DELLINK {
 		delete(e.ours, l.index)
 	} else {
@@ -159,7 +173,19 @@ func (e *events) route(k *Kernel, m message) {
 	if !ok || r.flags&unix.RTM_F_CLONED != 0 {
 		return
 	}
-	e.tell(m, r.route(k.hops.ours[r.nexthop]), m.typ == unix.RTM_DELROUTE || r.protocol != Protocol)
+	gone, dev := m.typ == unix.RTM_DELROUTE || r.protocol != Protocol, ""
+	if r.plain() && !gone {
+		if dev = e.ours[r.out]; dev == "" {
+			dev = k.carriers.names[r.out]
+		}
+		if dev == "" { // By another hand, over a link that has not been met.
+			e.lost()
+			return
+		}
+	}
+	entry := r.route(k.hops.ours[r.nexthop], dev)
+	k.hops.met(entry, r.nexthop)
+	e.tell(m, entry, gone)
 }
 
 // nexthop keeps the numbers up to date. Where an object becomes another under
