@@ -33,12 +33,13 @@ type failing struct {
 	noDump string
 }
 
-// failure is one entry's. One that waits was left out because of another.
+// failure is one entry's. One that waits was left out because of another; link
+// says that a link of the host's is missing.
 type failure struct {
-	text  string
-	times int
-	until time.Time
-	waits bool
+	text        string
+	times       int
+	until       time.Time
+	waits, link bool
 }
 
 // mostSaid bounds the lines of one pass; the rest is counted.
@@ -101,7 +102,7 @@ func (r *failing) add(failures []backend.Failure, now time.Time) (surprising boo
 		was := r.entries[id]
 		text := f.Err.Error()
 		waits := errors.Is(f.Err, backend.ErrBlocked)
-		is := failure{text: text, times: was.times + 1, waits: waits}
+		is := failure{text: text, times: was.times + 1, waits: waits, link: needsLink(f)}
 		longest := longestRetry
 		if id.Kind() <= backend.KindAddress {
 			longest = longestOwnRetry

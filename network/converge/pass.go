@@ -41,6 +41,9 @@ func (l *Loop) pass(ctx context.Context) {
 		l.unread = start
 		return
 	}
+	if lost {
+		p.failing.linksChanged(p.now)
+	}
 	if l.have != nil && !lost {
 		p.correct(changes)
 	}
