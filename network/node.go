@@ -12,7 +12,8 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/ripstop-net/ripstop/backend"
-	"github.com/ripstop-net/ripstop/backend/vxlan"
+	"github.com/ripstop-net/ripstop/backend/plan"
+	"github.com/ripstop-net/ripstop/backend/planners"
 	"github.com/ripstop-net/ripstop/network/converge"
 	"github.com/ripstop-net/ripstop/network/envfile"
 	"github.com/ripstop-net/ripstop/network/underlay"
@@ -162,7 +163,8 @@ type prepared struct {
 	text    []byte // The config in use, as written.
 	seen    []byte // The config in the store, which may be broken.
 	config  subnet.Config
-	self    vxlan.Self
+	options plan.Options
+	self    plan.Self
 	request subnet.Request
 	living  subnet.Living
 	// presence is the id under which the node is known as living.
@@ -187,20 +189,21 @@ func (n *Node) prepare(ctx context.Context, saved *snapshot) (prepared, error) {
 	if err != nil {
 		return prepared{}, err
 	}
-	self := vxlan.Self{Node: n.opts.Name, Options: opts}
+	self := plan.Self{Node: n.opts.Name}
 	var public subnet.PerFamily[netip.Addr]
 	for _, f := range cfg.Families() {
 		c := choice[f]
-		self.Underlay[f] = vxlan.Underlay{Addr: c.Local, MTU: c.MTU}
+		self.Underlay[f] = plan.Underlay{Interface: c.Interface, Addr: c.Local, MTU: c.MTU, OnLink: c.OnLink}
 		public[f] = c.Public
-		if _, err := opts.MTUFor(f, c.MTU); err != nil {
-			return prepared{}, fmt.Errorf("interface %s: %w", c.Interface, err)
-		}
 		if err := cfg.CheckPublic(f, c.Public); err != nil {
 			return prepared{}, fmt.Errorf("interface %s: %w: no peer could send to it; choose another with --iface or --public-ip, or another network", c.Interface, err)
 		}
 		n.log.Info("underlay chosen", zap.Stringer("family", f), zap.String("interface", c.Interface), zap.Stringer("local", c.Local),
 			zap.Stringer("public", c.Public), zap.Int("mtu", c.MTU), zap.String("reason", c.Reason))
+	}
+	mtu, err := opts.Planner(self).MTU()
+	if err != nil {
+		return prepared{}, err
 	}
 	previous, err := envfile.Read(n.opts.SubnetFile)
 	if err != nil {
@@ -208,15 +211,16 @@ func (n *Node) prepare(ctx context.Context, saved *snapshot) (prepared, error) {
 	}
 	req := subnet.Request{
 		Self:      subnet.Identity{Node: n.opts.Name, PublicIP: public},
-		Backend:   vxlan.Type,
-		Endpoints: vxlan.Endpoints(n.opts.Name, opts, public),
+		Backend:   cfg.Backend.Type,
+		Endpoints: opts.Endpoints(n.opts.Name, public),
+		MTU:       mtu,
 		Previous:  previous.Subnets,
 	}
 	if saved != nil {
 		req.Preferred = saved.Lease.Subnets // After a reboot there is no subnet file.
 	}
 	return prepared{
-		text: c.text, seen: c.seen, config: cfg, self: self, saved: saved, alone: alone,
+		text: c.text, seen: c.seen, config: cfg, options: opts, self: self, saved: saved, alone: alone,
 		living: subnet.Living{Node: n.opts.Name, Addresses: public}, request: req,
 	}, nil
 }
@@ -225,13 +229,13 @@ func (n *Node) prepare(ctx context.Context, saved *snapshot) (prepared, error) {
 type chosenConfig struct {
 	text, seen []byte
 	config     subnet.Config
-	options    vxlan.Options
+	options    plan.Options
 }
 
 func parseConfig(text []byte) (c chosenConfig, err error) {
 	c.text, c.seen = text, text
 	if c.config, err = subnet.ParseConfig(text); err == nil {
-		c.options, err = vxlan.ParseOptions(c.config.Backend)
+		c.options, err = planners.Parse(c.config.Backend)
 	}
 	return c, err
 }
@@ -299,11 +303,12 @@ func (n *Node) underlay(ctx context.Context, families []subnet.Family) (choice s
 // serve holds the lease and keeps the kernel as the store wants it.
 func (n *Node) serve(ctx context.Context, p prepared, lease subnet.Lease) error {
 	p.self.Subnets = lease.Subnets
-	own, err := p.self.Own()
+	planner := p.options.Planner(p.self)
+	own, err := planner.Own()
 	if err != nil {
 		return err
 	}
-	mtu, err := p.self.MTU()
+	mtu, err := planner.MTU()
 	if err != nil {
 		return err
 	}
@@ -312,7 +317,7 @@ func (n *Node) serve(ctx context.Context, p prepared, lease subnet.Lease) error 
 		env.Networks[f] = p.config.Ranges[f].Network
 	}
 	loop := converge.New(n.kernel, n.log)
-	follower := newFollower(p, lease.Subnets, loop, own, n.opts.PeerGrace, n.log)
+	follower := newFollower(p, planner, loop, own, n.opts.PeerGrace, n.log)
 	keeper := newKeeper(n.opts.StateDir, n.log, snapshot{Node: n.opts.Name, Config: p.text, Lease: lease}, follower.save)
 	follower.changed = keeper.changed
 	if p.saved != nil && p.saved.Lease.ID == lease.ID {

@@ -11,6 +11,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/ripstop-net/ripstop/backend/vxlan"
 	"github.com/ripstop-net/ripstop/network/envfile"
 	"github.com/ripstop-net/ripstop/subnet"
 )
@@ -133,7 +134,7 @@ func belongs(h *Host, env envfile.Env) func(netip.Addr) bool {
 	return func(a netip.Addr) bool {
 		for _, f := range subnet.Families {
 			// The subnet file has the gateway's address, the base is before it.
-			if s := env.Subnets[f]; s.IsValid() && (a == h.Address(f) || a == s.Masked().Addr()) {
+			if s := env.Subnets[f]; s.IsValid() && (a == h.Address(f) || a == s.Masked().Addr() || a == vxlan.Gateway(s.Masked())) {
 				return true
 			}
 		}
