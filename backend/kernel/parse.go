@@ -325,10 +325,11 @@ func (r *routeMessage) parseMetrics(b []byte) {
 	}
 }
 
-// lock is RTAX_LOCK of a route of ours that has an MTU. The kernel heeds an IPv6
-// route's MTU in what it forwards only where it is locked
-// (ip6_dst_mtu_maybe_forward), and else sets it to the device's when that changes
-// (rt6_mtu_change_route).
+// lock is RTAX_LOCK of a route of ours that has an MTU. Of IPv6 the kernel sets one
+// that is not locked to the device's when that changes (fib6_nh_mtu_change), and
+// an older one heeds it in what it forwards only where it is locked
+// (ip6_dst_mtu_maybe_forward before Linux 5.13). An IPv4 route's stays as it is,
+// and with a lock the host itself would send without DF (ip_dont_fragment).
 func lock(dst netip.Prefix) uint32 {
 	if dst.Addr().Is6() {
 		return 1 << unix.RTAX_MTU

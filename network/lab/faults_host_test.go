@@ -236,7 +236,7 @@ func flapUnderlay(t *testing.T, l *Lab, h *Host) error {
 				return err
 			}
 		}
-		return configure(n, hostInterface, l.underlay.prefixes(h.number), l.underlay.prefixes(gatewayNumber))
+		return configure(n, hostInterface, l.underlay.prefixes(h.at, h.number), l.underlay.prefixes(h.at, gatewayNumber))
 	})
 	return errors.Join(err, h.Namespace.awaitUp(t.Context(), hostInterface))
 }
@@ -255,5 +255,5 @@ func remakeUnderlay(t *testing.T, l *Lab, h *Host) error {
 		return err
 	}
 	time.Sleep(downFor)
-	return l.underlay.plug(t.Context(), h.Namespace, h.number)
+	return h.plug(t.Context())
 }
