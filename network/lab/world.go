@@ -58,6 +58,11 @@ func newUnderlay(families []subnet.Family, segments ...segment) (*underlay, erro
 			if err != nil {
 				return err
 			}
+			// Unless it is set, a bridge's MAC is the least of its ports', and those
+			// who know the router by it lose it with that port.
+			if err := h.LinkSetHardwareAddr(bridge, underlayMAC(gatewayNumber)); err != nil {
+				return fmt.Errorf("set the MAC of %s: %w", s.bridge, err)
+			}
 			if err := addAddresses(h, bridge, u.prefixes(s, gatewayNumber)); err != nil {
 				return err
 			}
