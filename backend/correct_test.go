@@ -77,3 +77,19 @@ func TestIdentityIsOneValueForWhatTheKernelHoldsOnce(t *testing.T) {
 		t.Error("several destinations of the zero MAC are one identity")
 	}
 }
+
+// TestPlainRouteOutlivesANexthopOfItsGateway: it does not lead through the object.
+func TestPlainRouteOutlivesANexthopOfItsGateway(t *testing.T) {
+	p := correctPeer(1)
+	via := p[2].(Nexthop)
+	plain := Route{Dst: testSubnet(0, 9), Plain: true, Via: via}
+	s := NewState(append(p, plain)...)
+	if news, doubt := s.Correct([]Change{{Entry: via, Gone: true}}); doubt || len(news) != 2 || !s.Has(plain) {
+		t.Errorf("news %v, doubt %t", news, doubt)
+	}
+	s = NewState(append(p, plain)...)
+	s.Apply(Op{Delete, via})
+	if !s.Has(plain) || s.Has(p[3]) || !s.Forwards(plain) {
+		t.Errorf("left is\n%s", s)
+	}
+}
