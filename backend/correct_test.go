@@ -82,14 +82,17 @@ func TestIdentityIsOneValueForWhatTheKernelHoldsOnce(t *testing.T) {
 func TestPlainRouteOutlivesANexthopOfItsGateway(t *testing.T) {
 	p := correctPeer(1)
 	via := p[2].(Nexthop)
-	plain := Route{Dst: testSubnet(0, 9), Plain: true, Via: via}
-	s := NewState(append(p, plain)...)
-	if news, doubt := s.Correct([]Change{{Entry: via, Gone: true}}); doubt || len(news) != 2 || !s.Has(plain) {
-		t.Errorf("news %v, doubt %t", news, doubt)
+	s, left := NewState(p...), NewState(p[:2]...)
+	for n := range 20 {
+		plain := Route{Dst: testSubnet(0, 9+n), Plain: true, Via: via}
+		s.Put(plain)
+		left.Put(plain)
 	}
-	s = NewState(append(p, plain)...)
-	s.Apply(Op{Delete, via})
-	if !s.Has(plain) || s.Has(p[3]) || !s.Forwards(plain) {
+	mirror := s.Clone()
+	if news, doubt := mirror.Correct([]Change{{Entry: via, Gone: true}}); doubt || len(news) != 2 || !mirror.Equal(left) {
+		t.Errorf("news %v, doubt %t, left is\n%s", news, doubt, mirror)
+	}
+	if s.Apply(Op{Delete, via}); !s.Equal(left) {
 		t.Errorf("left is\n%s", s)
 	}
 }

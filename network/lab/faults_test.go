@@ -104,7 +104,7 @@ type reach int
 const (
 	nobody  reach = iota // No path breaks: no ping may be lost.
 	onePeer              // The path to the second host.
-	farPeer          // The path to the third host.
+	farPeer              // The path to the third host.
 	allPeers
 )
 
