@@ -8,7 +8,8 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/ripstop-net/ripstop/backend"
-	"github.com/ripstop-net/ripstop/backend/vxlan"
+	"github.com/ripstop-net/ripstop/backend/plan"
+	"github.com/ripstop-net/ripstop/backend/planners"
 	"github.com/ripstop-net/ripstop/network/converge"
 	"github.com/ripstop-net/ripstop/subnet"
 )
@@ -16,11 +17,12 @@ import (
 // follower turns what happens in the store into what the loop is to want. It
 // lives on the goroutine of the store's Watch.
 type follower struct {
-	config subnet.Config
-	self   vxlan.Self
-	subnet subnet.Subnets // The node's own.
-	loop   *converge.Loop
-	log    *zap.Logger
+	config  subnet.Config
+	planner plan.Planner
+	node    string
+	subnet  subnet.Subnets // The node's own.
+	loop    *converge.Loop
+	log     *zap.Logger
 
 	// kick has something when a claim may succeed that did not before.
 	kick chan struct{}
@@ -43,11 +45,12 @@ type follower struct {
 	held   subnet.Holds
 }
 
-func newFollower(p prepared, own subnet.Subnets, loop *converge.Loop, owed []backend.Entry, grace time.Duration, log *zap.Logger) *follower {
+func newFollower(p prepared, planner plan.Planner, loop *converge.Loop, owed []backend.Entry, grace time.Duration, log *zap.Logger) *follower {
 	f := &follower{
-		config: p.config, self: p.self, subnet: own, loop: loop, log: log, own: owed, problems: newProblems(log), text: string(p.seen),
-		mirror: subnet.NewMirror(p.config, p.request.Self, p.self.Check), kick: make(chan struct{}, 1), rewritten: make(chan subnet.Lease, 1), changed: func() {}, otherStore: func() {},
+		config: p.config, planner: planner, node: p.self.Node, subnet: p.self.Subnets, loop: loop, log: log, own: owed, problems: newProblems(log), text: string(p.seen),
+		kick: make(chan struct{}, 1), rewritten: make(chan subnet.Lease, 1), changed: func() {}, otherStore: func() {},
 	}
+	f.mirror = subnet.NewMirror(p.config, p.request.Self, func(l subnet.Lease) error { return f.planner.Check(l) })
 	f.mirror.SetGrace(grace)
 	if p.saved != nil {
 		f.mirror.Restore(p.saved.Epoch, p.saved.Revision, p.saved.Peers)
@@ -70,7 +73,7 @@ func (f *follower) tellAll() {
 	const each = 4 // As a rule: what one peer owes in one family.
 	owe := append(make([]backend.Entry, 0, len(f.own)+each*len(peers)), f.own...)
 	for _, l := range peers {
-		owe = append(owe, f.self.Peer(l)...)
+		owe = append(owe, f.planner.Peer(l)...)
 	}
 	f.loop.Update(f.mirror.Revision(), nil, owe)
 	f.own, f.begun = nil, true
@@ -103,7 +106,7 @@ func (f *follower) follow(c subnet.Change) {
 		}
 	}
 	for _, l := range c.Leases {
-		if l.Node == f.self.Node && l.Subnets == f.subnet {
+		if l.Node == f.node && l.Subnets == f.subnet {
 			f.tellRewritten(l)
 		}
 	}
@@ -143,8 +146,8 @@ func (f *follower) apply(c subnet.Change) bool {
 	var release, owe []backend.Entry
 	deltas := f.mirror.Apply(time.Now(), c)
 	for _, d := range deltas {
-		release = append(release, f.self.Peer(d.Before)...)
-		owe = append(owe, f.self.Peer(d.After)...)
+		release = append(release, f.planner.Peer(d.Before)...)
+		owe = append(owe, f.planner.Peer(d.After)...)
 		f.log.Debug("peer changed", zap.Stringer("before", d.Before.Subnets), zap.Stringer("after", d.After.Subnets), zap.String("holder", d.After.Holder()))
 	}
 	switch {
@@ -192,16 +195,16 @@ func (f *follower) configChanged(text []byte) {
 	}
 	cfg, err := subnet.ParseConfig(text)
 	if err == nil {
-		_, err = vxlan.ParseOptions(cfg.Backend)
+		_, err = planners.Parse(cfg.Backend)
 	}
 	switch {
 	case err != nil:
 		f.log.Error("network config in the store was changed and cannot be used: this node goes on with the one it has; mend it with 'ripstop config set'", zap.Error(err))
 	case cfg == f.config:
 		f.log.Info("network config in the store is the one in use")
-	case cfg.CheckOwn(f.self.Subnets) != nil:
+	case cfg.CheckOwn(f.subnet) != nil:
 		f.log.Error("network config in the store was changed so that it has no room for this node's lease: this node will refuse to start with it; set it back",
-			zap.Stringer("subnets", f.self.Subnets), zap.Error(cfg.CheckOwn(f.self.Subnets)))
+			zap.Stringer("subnets", f.subnet), zap.Error(cfg.CheckOwn(f.subnet)))
 	default:
 		f.log.Warn("network config in the store was changed: it takes effect when this daemon is restarted")
 	}

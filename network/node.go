@@ -13,7 +13,8 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/ripstop-net/ripstop/backend"
-	"github.com/ripstop-net/ripstop/backend/vxlan"
+	"github.com/ripstop-net/ripstop/backend/plan"
+	"github.com/ripstop-net/ripstop/backend/planners"
 	"github.com/ripstop-net/ripstop/network/converge"
 	"github.com/ripstop-net/ripstop/network/envfile"
 	"github.com/ripstop-net/ripstop/network/underlay"
@@ -198,7 +199,8 @@ type prepared struct {
 	text    []byte // The config in use, as written.
 	seen    []byte // The config in the store, which may be broken.
 	config  subnet.Config
-	self    vxlan.Self
+	options plan.Options
+	self    plan.Self
 	request subnet.Request
 	living  subnet.Living
 	// presence is the id under which the node is known as living.
@@ -230,20 +232,21 @@ func (n *Node) prepare(ctx context.Context, saved *snapshot, patience time.Durat
 	if err != nil {
 		return prepared{}, err
 	}
-	self := vxlan.Self{Node: n.opts.Name, Options: opts}
+	self := plan.Self{Node: n.opts.Name}
 	var public subnet.PerFamily[netip.Addr]
 	for _, f := range cfg.Families() {
 		c := choice[f]
-		self.Underlay[f] = vxlan.Underlay{Addr: c.Local, MTU: c.MTU}
+		self.Underlay[f] = plan.Underlay{Interface: c.Interface, Addr: c.Local, MTU: c.MTU, OnLink: c.OnLink}
 		public[f] = c.Public
-		if _, err := opts.MTUFor(f, c.MTU); err != nil {
-			return prepared{}, fmt.Errorf("interface %s: %w", c.Interface, err)
-		}
 		if err := cfg.CheckPublic(f, c.Public); err != nil {
 			return prepared{}, fmt.Errorf("interface %s: %w: no peer could send to it; choose another with --iface or --public-ip, or another network", c.Interface, err)
 		}
 		n.log.Info("underlay chosen", zap.Stringer("family", f), zap.String("interface", c.Interface), zap.Stringer("local", c.Local),
 			zap.Stringer("public", c.Public), zap.Int("mtu", c.MTU), zap.String("reason", c.Reason))
+	}
+	mtu, err := opts.Planner(self).MTU()
+	if err != nil {
+		return prepared{}, err
 	}
 	previous, err := envfile.Read(n.opts.SubnetFile)
 	if err != nil {
@@ -251,15 +254,16 @@ func (n *Node) prepare(ctx context.Context, saved *snapshot, patience time.Durat
 	}
 	req := subnet.Request{
 		Self:      subnet.Identity{Node: n.opts.Name, PublicIP: public},
-		Backend:   vxlan.Type,
-		Endpoints: vxlan.Endpoints(n.opts.Name, opts, public),
+		Backend:   cfg.Backend.Type,
+		Endpoints: opts.Endpoints(n.opts.Name, public),
+		MTU:       mtu,
 		Previous:  previous.Subnets,
 	}
 	if saved != nil {
 		req.Preferred = saved.Lease.Subnets // After a reboot there is no subnet file.
 	}
 	return prepared{
-		text: c.text, seen: c.seen, config: cfg, self: self, saved: saved, unclaimed: alone, listing: c.listing, listedAt: c.listedAt,
+		text: c.text, seen: c.seen, config: cfg, options: opts, self: self, saved: saved, unclaimed: alone, listing: c.listing, listedAt: c.listedAt,
 		living: subnet.Living{Node: n.opts.Name, Addresses: public}, request: req,
 	}, nil
 }
@@ -268,7 +272,7 @@ func (n *Node) prepare(ctx context.Context, saved *snapshot, patience time.Durat
 type chosenConfig struct {
 	text, seen []byte
 	config     subnet.Config
-	options    vxlan.Options
+	options    plan.Options
 	// listing is what was read with it from the store at listedAt, if it was.
 	listing  *subnet.Listing
 	listedAt time.Time
@@ -277,7 +281,7 @@ type chosenConfig struct {
 func parseConfig(text []byte) (c chosenConfig, err error) {
 	c.text, c.seen = text, text
 	if c.config, err = subnet.ParseConfig(text); err == nil {
-		c.options, err = vxlan.ParseOptions(c.config.Backend)
+		c.options, err = planners.Parse(c.config.Backend)
 	}
 	return c, err
 }
@@ -351,11 +355,12 @@ func (n *Node) underlay(ctx context.Context, families []subnet.Family) (choice s
 // serve holds the lease and keeps the kernel as the store wants it.
 func (n *Node) serve(ctx context.Context, p prepared, lease subnet.Lease) error {
 	p.self.Subnets = lease.Subnets
-	own, err := p.self.Own()
+	planner := p.options.Planner(p.self)
+	own, err := planner.Own()
 	if err != nil {
 		return err
 	}
-	mtu, err := p.self.MTU()
+	mtu, err := planner.MTU()
 	if err != nil {
 		return err
 	}
@@ -365,7 +370,7 @@ func (n *Node) serve(ctx context.Context, p prepared, lease subnet.Lease) error 
 	}
 	loop := converge.New(n.kernel, n.log)
 	loop.AuditEvery(cmp.Or(n.opts.AuditEvery, DefaultAuditEvery))
-	follower := newFollower(p, lease.Subnets, loop, own, n.opts.PeerGrace, n.log)
+	follower := newFollower(p, planner, loop, own, n.opts.PeerGrace, n.log)
 	keeper := newKeeper(n.opts.StateDir, n.log, snapshot{Node: n.opts.Name, Config: p.text, Lease: lease}, follower.save)
 	follower.changed, follower.otherStore = keeper.changed, keeper.otherStore
 	if p.saved != nil && p.saved.Lease.ID == lease.ID {

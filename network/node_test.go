@@ -336,7 +336,7 @@ func TestGivesUpAtOnceOnWhatDoesNotPass(t *testing.T) {
 	}{
 		"no right":                       {func(r *rig) { r.host.preflight = backend.ErrNotPermitted }, "check the host: not permitted"},
 		"malformed config":               {func(r *rig) { r.store.SetConfig([]byte(`{"Network":"x"}`)) }, `malformed network config: Network: "x"`},
-		"unknown backend":                {func(r *rig) { r.store.SetConfig([]byte(`{"Network":"10.5.0.0/16","Backend":{"Type":"udp"}}`)) }, `no backend of Type "udp"`},
+		"unknown backend":                {func(r *rig) { r.store.SetConfig([]byte(`{"Network":"10.5.0.0/16","Backend":{"Type":"udp"}}`)) }, `no backend of Type "udp": there are vxlan, host-gw, alloc`},
 		"public address among the pods'": {func(r *rig) { r.opts.Underlay.PublicIP[subnet.V4] = netip.MustParseAddr("10.5.9.9") }, "10.5.9.9 is inside the network"},
 		"refused":                        {func(r *rig) { r.store.Refuse(true) }, "refuses"},
 		"tiny MTU":                       {func(r *rig) { r.host.host[0].MTU = 600 }, "interface eth0: MTU 550 is below"},

@@ -20,6 +20,8 @@ import (
 
 	"github.com/ripstop-net/ripstop/backend"
 	"github.com/ripstop-net/ripstop/backend/kernel"
+	"github.com/ripstop-net/ripstop/backend/plan"
+	"github.com/ripstop-net/ripstop/backend/planners"
 	"github.com/ripstop-net/ripstop/backend/vxlan"
 	"github.com/ripstop-net/ripstop/subnet"
 )
@@ -203,15 +205,16 @@ func (w *walk) hostAsPlanned(ctx context.Context, h *Host, cfg subnet.Config, le
 
 // walkPlan is what a host owes for records, planned from nothing.
 func walkPlan(h *Host, cfg subnet.Config, leases []subnet.Lease, own subnet.Subnets) (*backend.State, error) {
-	opts, err := vxlan.ParseOptions(cfg.Backend)
+	opts, err := planners.Parse(cfg.Backend)
 	if err != nil {
 		return nil, err
 	}
-	self, id := vxlan.Self{Node: h.Name, Options: opts, Subnets: own}, subnet.Identity{Node: h.Name}
+	node, id := plan.Self{Node: h.Name, Subnets: own}, subnet.Identity{Node: h.Name}
 	for _, f := range cfg.Families() {
-		self.Underlay[f] = vxlan.Underlay{Addr: h.Address(f), MTU: underlayMTU}
+		node.Underlay[f] = plan.Underlay{Interface: hostInterface, Addr: h.Address(f), MTU: underlayMTU}
 		id.PublicIP[f] = h.Address(f)
 	}
+	self := opts.Planner(node)
 	mirror := subnet.NewMirror(cfg, id, self.Check)
 	mirror.Apply(time.Now(), subnet.Change{Whole: true, Leases: leases})
 	entries, err := self.Own()
