@@ -24,10 +24,10 @@ type follower struct {
 
 	// kick has something when a claim may succeed that did not before.
 	kick chan struct{}
-	// changed is called after the peers changed, otherStore after a listing of
-	// another epoch than that before.
-	changed, otherStore func()
-	epoch               string
+	// changed is called after the peers changed, settled after a listing of
+	// another epoch than that before, and when no peer is held any more.
+	changed, settled func()
+	epoch            string
 
 	problems *problems
 	// text is the config as it was last seen in the store.
@@ -43,7 +43,7 @@ type follower struct {
 func newFollower(p prepared, own subnet.Subnets, loop *converge.Loop, owed []backend.Entry, grace time.Duration, log *zap.Logger) *follower {
 	f := &follower{
 		config: p.config, self: p.self, subnet: own, loop: loop, log: log, own: owed, problems: newProblems(log), text: string(p.seen),
-		mirror: subnet.NewMirror(p.config, p.request.Self, p.self.Check), kick: make(chan struct{}, 1), changed: func() {}, otherStore: func() {},
+		mirror: subnet.NewMirror(p.config, p.request.Self, p.self.Check), kick: make(chan struct{}, 1), changed: func() {}, settled: func() {},
 	}
 	f.mirror.SetGrace(grace)
 	if p.saved != nil {
@@ -84,12 +84,15 @@ func (f *follower) follow(c subnet.Change) {
 	if c.ConfigSet {
 		f.configChanged(c.Config)
 	}
+	held := f.held.Now
 	if f.apply(c) || c.Whole {
 		f.changed()
 	}
-	if c.Whole && c.Epoch != f.epoch {
+	if c.Whole && c.Epoch != f.epoch || f.held.Now == 0 && held > 0 {
+		f.settled()
+	}
+	if c.Whole {
 		f.epoch = c.Epoch
-		f.otherStore()
 	}
 	if c.Whole || c.Empty() || slices.ContainsFunc(c.Gone, f.touchesOwn) {
 		select {
