@@ -29,10 +29,10 @@ type follower struct {
 	// rewritten has the last record of the node's own that was written, by
 	// whomever.
 	rewritten chan subnet.Lease
-	// changed is called after the peers changed, otherStore after a listing of
-	// another epoch than that before.
-	changed, otherStore func()
-	epoch               string
+	// changed is called after the peers changed, settled after a listing of
+	// another epoch than that before, and when no peer is held any more.
+	changed, settled func()
+	epoch            string
 
 	problems *problems
 	// text is the config as it was last seen in the store.
@@ -48,7 +48,7 @@ type follower struct {
 func newFollower(p prepared, planner plan.Planner, loop *converge.Loop, owed []backend.Entry, grace time.Duration, log *zap.Logger) *follower {
 	f := &follower{
 		config: p.config, planner: planner, node: p.self.Node, subnet: p.self.Subnets, loop: loop, log: log, own: owed, problems: newProblems(log), text: string(p.seen),
-		kick: make(chan struct{}, 1), rewritten: make(chan subnet.Lease, 1), changed: func() {}, otherStore: func() {},
+		kick: make(chan struct{}, 1), rewritten: make(chan subnet.Lease, 1), changed: func() {}, settled: func() {},
 	}
 	f.mirror = subnet.NewMirror(p.config, p.request.Self, func(l subnet.Lease) error { return f.planner.Check(l) })
 	f.mirror.SetGrace(grace)
@@ -92,12 +92,15 @@ func (f *follower) follow(c subnet.Change) {
 	if c.ConfigSet {
 		f.configChanged(c.Config)
 	}
+	held := f.held.Now
 	if f.apply(c) || c.Whole {
 		f.changed()
 	}
-	if c.Whole && c.Epoch != f.epoch {
+	if c.Whole && c.Epoch != f.epoch || f.held.Now == 0 && held > 0 {
+		f.settled()
+	}
+	if c.Whole {
 		f.epoch = c.Epoch
-		f.otherStore()
 	}
 	if c.Whole || c.Empty() || slices.ContainsFunc(c.Gone, f.touchesOwn) {
 		select {

@@ -372,7 +372,7 @@ func (n *Node) serve(ctx context.Context, p prepared, lease subnet.Lease) error 
 	loop.AuditEvery(cmp.Or(n.opts.AuditEvery, DefaultAuditEvery))
 	follower := newFollower(p, planner, loop, own, n.opts.PeerGrace, n.log)
 	keeper := newKeeper(n.opts.StateDir, n.log, snapshot{Node: n.opts.Name, Config: p.text, Lease: lease}, follower.save)
-	follower.changed, follower.otherStore = keeper.changed, keeper.otherStore
+	follower.changed, follower.settled = keeper.changed, keeper.settled
 	if p.saved != nil && p.saved.Lease.ID == lease.ID {
 		keeper.snapshot.Expires = p.saved.Expires
 	}

@@ -79,6 +79,8 @@ func (w *walk) unmoved() error {
 				return true
 			case unix.RTM_NEWNEIGH: // A neighbour that the kernel learnt.
 				return binary.NativeEndian.Uint16(a.body[8:])&unix.NUD_PERMANENT == 0
+			case unix.RTM_DELNEIGH: // One that it made for multicast.
+				return a.body[0] != unix.AF_BRIDGE && binary.NativeEndian.Uint16(a.body[8:])&unix.NUD_NOARP != 0
 			}
 			return false
 		})
@@ -121,7 +123,7 @@ func (w *walk) audited() error {
 // each kernel has exactly what a new plan made of these records says, and what
 // the records themselves say.
 func (w *walk) asPlanned() error {
-	ctx, cancel := context.WithTimeout(w.t.Context(), 2*time.Second)
+	ctx, cancel := context.WithTimeout(w.t.Context(), walkLimit)
 	defer cancel()
 	answer, err := w.store.Get(ctx, Prefix+"/", clientv3.WithPrefix())
 	if err != nil {
