@@ -109,7 +109,7 @@ func (n *Node) holdRecord(ctx context.Context, lease subnet.Lease, alive func(un
 				continue // It was so before it was claimed, or says the same.
 			}
 			cancel()
-			<-done
+			_ = <-done // It was told to end.
 			return fmt.Errorf("%w: its record was overwritten by %s", subnet.ErrLeaseLost, now.Holder())
 		}
 	}
