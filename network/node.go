@@ -175,6 +175,9 @@ func (n *Node) run(ctx context.Context) error {
 		return n.serve(ctx, p, saved.Lease)
 	}
 	lease, err := n.arrive(ctx, &p, nil, true)
+	req := p.request
+	req.Seen = p.recent()
+	p.listing = nil // It is large.
 	if errors.Is(err, errEarlierLife) {
 		n.log.Info("coming up with the lease that this machine had, which the store has still", zap.Stringer("subnets", lease.Subnets))
 		p.unclaimed = true
@@ -183,11 +186,6 @@ func (n *Node) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	req := p.request
-	if time.Since(p.listedAt) < listingLasts {
-		req.Seen = p.listing
-	}
-	p.listing = nil // It is large.
 	if lease, err = n.claim(ctx, p.config, req, nil); err != nil {
 		return err
 	}
@@ -215,8 +213,16 @@ type prepared struct {
 	listedAt time.Time
 }
 
-// listingLasts is how old a listing may be for a claim to go by it.
+// listingLasts is how old a listing may be for a start to go by it.
 const listingLasts = 5 * time.Second
+
+// recent is what the store held a moment ago, nil where that is not known.
+func (p *prepared) recent() *subnet.Listing {
+	if time.Since(p.listedAt) > listingLasts {
+		return nil
+	}
+	return p.listing
+}
 
 // prepare reads the config and chooses the underlay.
 func (n *Node) prepare(ctx context.Context, saved *snapshot, patience time.Duration) (prepared, error) {

@@ -69,6 +69,9 @@ func (a *arrival) try(ctx context.Context) error {
 		return a.judge(err)
 	}
 	if a.records == nil {
+		a.records = a.p.recent()
+	}
+	if a.records == nil {
 		seen, err := n.store.List(ctx)
 		if err != nil {
 			return err
