@@ -111,6 +111,7 @@ func (f *Firewall) follow(ctx context.Context) (any bool, err error) {
 			return any, err
 		}
 		any = true
+		f.events.Add(uint64(len(messages)))
 		for _, m := range messages {
 			f.hear(&e, m)
 		}

@@ -27,6 +27,8 @@ type Firewall struct {
 	kick chan struct{}
 	// port is that of the socket in use, for telling own echoes.
 	port atomic.Uint32
+	// events counts what the kernel announced.
+	events atomic.Uint64
 	// heard is what the listener heard since the last pass.
 	heard heard
 
@@ -211,7 +213,7 @@ func (f *Firewall) Remove(ctx context.Context) error {
 	defer func() { f.turn <- struct{}{} }()
 	f.have, f.settled = nil, false
 	return f.with(ctx, func(c *conn) error {
-		return errors.Join(c.deleteOwn(), f.mend(c, nil))
+		return errors.Join(c.deleteOwn(), c.unmend())
 	})
 }
 

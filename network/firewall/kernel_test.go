@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"sync"
 	"testing"
 	"time"
 
@@ -46,23 +47,25 @@ func openedIn(t testing.TB, ns *os.File, opts Options, n Network) *Firewall {
 	return f
 }
 
-// running runs a Firewall until the test ends.
-func running(t *testing.T, f *Firewall) {
+// running runs a Firewall until it is stopped or the test ends.
+func running(t *testing.T, f *Firewall) (stop func()) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	tried, done := make(chan struct{}), make(chan error, 1)
 	go func() { done <- f.Run(ctx, func() { close(tried) }) }()
-	t.Cleanup(func() {
+	stop = sync.OnceFunc(func() {
 		cancel()
 		if err := <-done; err != nil {
 			t.Error(err)
 		}
 	})
+	t.Cleanup(stop)
 	select {
 	case <-tried:
 	case <-time.After(10 * time.Second):
 		t.Fatal("nothing was tried")
 	}
+	return stop
 }
 
 // outside is another's hand.

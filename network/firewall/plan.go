@@ -33,6 +33,11 @@ type Network struct {
 	// VNI and Port are the tunnel's; a Port of 0 means that there is none.
 	VNI  uint32
 	Port uint16
+
+	// pods are the interfaces that pods are behind, as far as they are known, and
+	// elsewhere those that they are not behind, for judging others' rules.
+	pods      subnet.PerFamily[string]
+	elsewhere []string
 }
 
 // Names in our table.
