@@ -1,6 +1,7 @@
 package network
 
 import (
+	"net/netip"
 	"slices"
 	"sync"
 	"time"
@@ -21,6 +22,8 @@ type follower struct {
 	subnet subnet.Subnets // The node's own.
 	loop   *converge.Loop
 	log    *zap.Logger
+	// firewall lets a peer's packets in before there is a route to it.
+	firewall Firewall
 
 	// kick has something when a claim may succeed that did not before.
 	kick chan struct{}
@@ -41,7 +44,7 @@ type follower struct {
 func newFollower(p prepared, own subnet.Subnets, loop *converge.Loop, owed []backend.Entry, grace time.Duration, log *zap.Logger) *follower {
 	f := &follower{
 		config: p.config, self: p.self, subnet: own, loop: loop, log: log, own: owed, said: map[string]string{}, text: string(p.seen),
-		mirror: subnet.NewMirror(p.config, p.request.Self, p.self.Check), kick: make(chan struct{}, 1), changed: func() {},
+		firewall: noFirewall{}, mirror: subnet.NewMirror(p.config, p.request.Self, p.self.Check), kick: make(chan struct{}, 1), changed: func() {},
 	}
 	f.mirror.SetGrace(grace)
 	if p.saved != nil {
@@ -56,15 +59,19 @@ func newFollower(p prepared, own subnet.Subnets, loop *converge.Loop, owed []bac
 func (f *follower) begin() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	f.firewall.SetCareful(true)
 	f.loop.SetCareful(true) // The kernel may know of peers that came after it was saved.
 	f.tellAll()
 }
 
 func (f *follower) tellAll() {
 	owe := f.own
+	var public []netip.Addr
 	for _, l := range f.mirror.Peers() {
 		owe = append(owe, f.self.Peer(l)...)
+		public = append(public, publicAddresses(f.self, l)...)
 	}
+	f.firewall.Update(nil, public)
 	f.loop.Update(f.mirror.Revision(), nil, owe)
 	f.own, f.begun = nil, true
 }
@@ -115,19 +122,25 @@ func (f *follower) apply(c subnet.Change) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	var release, owe []backend.Entry
+	var came, went []netip.Addr
 	deltas := f.mirror.Apply(time.Now(), c)
 	for _, d := range deltas {
 		release = append(release, f.self.Peer(d.Before)...)
 		owe = append(owe, f.self.Peer(d.After)...)
+		went = append(went, publicAddresses(f.self, d.Before)...)
+		came = append(came, publicAddresses(f.self, d.After)...)
 		f.log.Debug("peer changed", zap.Stringer("before", d.Before.Subnets), zap.Stringer("after", d.After.Subnets), zap.String("holder", d.After.Holder()))
 	}
 	switch {
 	case !f.begun:
 		f.tellAll()
 	default: // Also for the sake of the revision alone.
+		f.firewall.Update(nil, came)
 		f.loop.Update(f.mirror.Revision(), release, owe)
+		f.firewall.Update(went, nil)
 	}
 	if c.Whole {
+		f.firewall.SetCareful(false)
 		f.loop.SetCareful(false)
 	}
 	return f.reportHolds() || len(deltas) > 0

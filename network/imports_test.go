@@ -54,17 +54,20 @@ func TestImportsRunOneWay(t *testing.T) {
 		"network/converge":          {"backend"},
 		"network/underlay":          {"subnet", "backend"},
 		"network/envfile":           {"subnet"},
+		"network/firewall":          {"subnet"},
 		"network/lab":               {"subnet", "subnet/etcd", "subnet/subnettest/etcdserver", "network/envfile", "backend/vxlan"},
 		"cmd/internal/settings":     {"subnet", "subnet/etcd"},
 		"cmd/ripstop":               {"cmd/internal/settings", "subnet", "subnet/etcd", "backend/vxlan"},
 		"cmd/ripstop-lab":           {"cmd/internal/settings", "network/lab", "subnet", "subnet/subnettest/etcdserver"},
-		"cmd/ripstopd":              {"cmd/internal/settings", "subnet", "subnet/etcd", "backend/kernel", "backend/vxlan", "network", "network/underlay"},
+		"cmd/ripstopd":              {"cmd/internal/settings", "subnet", "subnet/etcd", "backend/kernel", "backend/vxlan", "network", "network/firewall", "network/underlay"},
 	}
 	// Who alone may import a library.
 	theirs := map[string][]string{
 		"go.etcd.io/etcd/client/v3":      {"subnet/etcd"},
 		"go.etcd.io/etcd/server/":        {"subnet/subnettest/etcdserver"},
 		"github.com/vishvananda/netlink": {"network/lab"},
+		"github.com/google/nftables":     {"network/firewall"},
+		"github.com/mdlayher/netlink":    {"network/firewall"},
 	}
 	for name, p := range packages {
 		for _, i := range p.Imports {

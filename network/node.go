@@ -56,6 +56,7 @@ type Node struct {
 	presence subnet.Presence
 	kernel   backend.Kernel
 	host     Host
+	firewall Firewall
 	log      *zap.Logger
 	ready    chan struct{}
 
@@ -78,7 +79,7 @@ const twinPatience = subnet.PresenceTTL + 15*time.Second
 // New joins a node's parts. Nothing happens before Run.
 func New(opts Options, store subnet.Store, presence subnet.Presence, kernel backend.Kernel, host Host, log *zap.Logger) *Node {
 	return &Node{
-		opts: opts, store: store, presence: presence, kernel: kernel, host: host, log: log, ready: make(chan struct{}),
+		opts: opts, store: store, presence: presence, kernel: kernel, host: host, firewall: noFirewall{}, log: log, ready: make(chan struct{}),
 		firstListing: firstListing, twinPatience: twinPatience,
 	}
 }
@@ -312,7 +313,9 @@ func (n *Node) serve(ctx context.Context, p prepared, lease subnet.Lease) error 
 		env.Networks[f] = p.config.Ranges[f].Network
 	}
 	loop := converge.New(n.kernel, n.log)
+	n.beginFirewall(p)
 	follower := newFollower(p, lease.Subnets, loop, own, n.opts.PeerGrace, n.log)
+	follower.firewall = n.firewall
 	keeper := newKeeper(n.opts.StateDir, n.log, snapshot{Node: n.opts.Name, Config: p.text, Lease: lease}, follower.save)
 	follower.changed = keeper.changed
 	if p.saved != nil && p.saved.Lease.ID == lease.ID {
@@ -323,6 +326,7 @@ func (n *Node) serve(ctx context.Context, p prepared, lease subnet.Lease) error 
 	}
 
 	group, ctx := errgroup.WithContext(ctx)
+	filtered := n.runFirewall(ctx, group)
 	group.Go(func() error { return loop.Run(ctx) })
 	group.Go(func() error { return n.store.Watch(ctx, follower.follow) })
 	group.Go(func() error { return n.hold(ctx, p, lease, keeper, follower.kick) })
@@ -332,6 +336,11 @@ func (n *Node) serve(ctx context.Context, p prepared, lease subnet.Lease) error 
 		case <-ctx.Done():
 			return nil
 		case <-loop.Converged():
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-filtered:
 		}
 		if err := env.Write(n.opts.SubnetFile); err != nil {
 			return err

@@ -35,7 +35,8 @@ func TestDefaults(t *testing.T) {
 func TestEveryFlagHasAnEnvironmentVariable(t *testing.T) {
 	values := map[string][2]string{
 		"etcd-endpoints": {"http://10.0.0.1:2379,http://10.0.0.2:2379", "[http://10.0.0.1:2379,http://10.0.0.2:2379]"},
-		"ip-masq":        {"true", "true"}, "lease-ttl": {"2h", "2h0m0s"}, "peer-grace": {"7m", "7m0s"}, "version": {"", ""},
+		"ip-masq":        {"true", "true"}, "non-masquerade-cidrs": {"192.0.2.0/24,2001:db8::/32", "[192.0.2.0/24,2001:db8::/32]"},
+		"guard": {"off", "off"}, "iptables-forward-rules": {"false", "false"}, "iptables-resync": {"5", "5"}, "lease-ttl": {"2h", "2h0m0s"}, "peer-grace": {"7m", "7m0s"}, "version": {"", ""},
 	}
 	flags, _ := newFlags()
 	flags.VisitAll(func(f *pflag.Flag) {
@@ -76,25 +77,28 @@ func TestParseRefusesWithWhatToDo(t *testing.T) {
 		t.Fatal(err)
 	}
 	for args, want := range map[string]string{
-		"--bogus":                          "unknown flag: --bogus",
-		"extra":                            `argument "extra": there are flags only`,
-		"--lease-ttl 5s":                   "--lease-ttl: 5s is less than 1m0s",
-		"--lease-ttl x":                    "lease-ttl",
-		"--peer-grace -1s":                 "--peer-grace: -1s is negative",
-		"--public-ip fd99::1":              `--public-ip: "fd99::1" is no unicast IPv4 address`,
-		"--public-ip 224.0.0.1":            "--public-ip:",
-		"--public-ipv6 10.0.0.1":           "--public-ipv6:",
-		"--public-ipv6 fd99::1%eth0":       "--public-ipv6:",
-		"--public-ipv6 ::ffff:10.0.0.1":    "--public-ipv6:",
-		"--public-ip 240.0.0.1":            "--public-ip:",
-		"--log-level fatal":                "--log-level:",
-		"--node-name a/b":                  "--node-name:",
-		"--run-dir=":                       "--run-dir must not be empty",
-		"--etcd-prefix net":                "--etcd-prefix:",
-		"--etcd-prefix /net/":              "--etcd-prefix:",
-		"--etcd-username root":             "--etcd-username needs a password",
-		"--etcd-password hunter2":          "a password needs --etcd-username",
-		"--etcd-password-file /nowhere/at": "--etcd-password-file:",
+		"--bogus":                           "unknown flag: --bogus",
+		"extra":                             `argument "extra": there are flags only`,
+		"--lease-ttl 5s":                    "--lease-ttl: 5s is less than 1m0s",
+		"--lease-ttl x":                     "lease-ttl",
+		"--peer-grace -1s":                  "--peer-grace: -1s is negative",
+		"--public-ip fd99::1":               `--public-ip: "fd99::1" is no unicast IPv4 address`,
+		"--public-ip 224.0.0.1":             "--public-ip:",
+		"--public-ipv6 10.0.0.1":            "--public-ipv6:",
+		"--public-ipv6 fd99::1%eth0":        "--public-ipv6:",
+		"--public-ipv6 ::ffff:10.0.0.1":     "--public-ipv6:",
+		"--public-ip 240.0.0.1":             "--public-ip:",
+		"--guard maybe":                     `--guard: "maybe" is neither on nor off`,
+		"--non-masquerade-cidrs 10.0.0.0":   `--non-masquerade-cidrs: "10.0.0.0" is no prefix`,
+		"--non-masquerade-cidrs 10.0.0.1/8": "--non-masquerade-cidrs: 10.0.0.1/8 is not the first address of a prefix",
+		"--log-level fatal":                 "--log-level:",
+		"--node-name a/b":                   "--node-name:",
+		"--run-dir=":                        "--run-dir must not be empty",
+		"--etcd-prefix net":                 "--etcd-prefix:",
+		"--etcd-prefix /net/":               "--etcd-prefix:",
+		"--etcd-username root":              "--etcd-username needs a password",
+		"--etcd-password hunter2":           "a password needs --etcd-username",
+		"--etcd-password-file /nowhere/at":  "--etcd-password-file:",
 		"--etcd-username root --etcd-password hunter2 --etcd-password-file " + secret: "give one of them",
 	} {
 		_, err := parse(strings.Fields(args))
