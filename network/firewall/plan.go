@@ -40,11 +40,11 @@ type Network struct {
 	elsewhere []string
 }
 
-// Names in our table.
+// Names in our table. None is a word of nft's language, which it could not name then.
 const (
-	chainMasquerade = "masquerade"
+	chainMasquerade = "leaving"
 	chainGuard      = "guard"
-	chainVXLAN      = "vxlan"
+	chainVXLAN      = "guarded"
 	chainReceived   = "received"
 	chainSent       = "sent"
 	counterDropped  = "forged"
