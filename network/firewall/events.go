@@ -91,7 +91,7 @@ func (f *Firewall) follow(ctx context.Context) (any bool, err error) {
 		return false, fmt.Errorf("open nftables listener: %w", err)
 	}
 	defer func() { _ = s.Close() }()
-	if err := errors.Join(s.SetReadBuffer(listenerBuffer), s.JoinGroup(unix.NFNLGRP_NFTABLES)); err != nil {
+	if err := errors.Join(s.SetReadBuffer(f.listenBuffer), s.JoinGroup(unix.NFNLGRP_NFTABLES)); err != nil {
 		return false, fmt.Errorf("listen to nftables: %w", err)
 	}
 	stop := context.AfterFunc(ctx, func() { _ = s.SetReadDeadline(time.Unix(1, 0)) })

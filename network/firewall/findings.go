@@ -124,7 +124,8 @@ func (f *Firewall) keepOthers(c *conn, n Network) error {
 			return fmt.Errorf("read others' rules: %w", err)
 		}
 	}
-	f.tell(append(o.findings(n), f.legacy()...))
+	f.found = o.findings(n)
+	f.tell()
 	return nil
 }
 
@@ -163,9 +164,10 @@ func (n *Network) look() error {
 	return nil
 }
 
-// tell notes the findings, and says once of each that it is there and that it is
-// gone.
-func (f *Firewall) tell(now []Finding) {
+// tell notes the findings, with what legacy iptables has just now, and says once
+// of each that it is there and that it is gone.
+func (f *Firewall) tell() {
+	now := slices.Concat(f.found, legacyFindings(f.ns, f.networkNow()))
 	f.note(func(s *Status) { s.Findings = now })
 	still := map[string]bool{}
 	for _, finding := range now {

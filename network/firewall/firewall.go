@@ -27,6 +27,8 @@ type Firewall struct {
 	kick chan struct{}
 	// port is that of the socket in use, for telling own echoes.
 	port atomic.Uint32
+	// listenBuffer is the size of the listener's buffer in bytes.
+	listenBuffer int
 	// events counts what the kernel announced.
 	events atomic.Uint64
 	// heard is what the listener heard since the last pass.
@@ -55,8 +57,10 @@ type Firewall struct {
 	settled bool
 	fight   fight
 	tries   int
+	// found is what nftables shows in the way, nil if it was not looked at; said
+	// has what was told of it and of legacy iptables.
+	found   []Finding
 	said    map[string]bool
-	legacy  func() []Finding
 	counted dropped
 }
 
@@ -95,10 +99,9 @@ func open(ns *os.File, opts Options, log *zap.Logger) (*Firewall, error) {
 		return nil, errors.Join(err, closeFile(ns))
 	}
 	f := &Firewall{
-		opts: opts, log: log, ns: ns, kick: make(chan struct{}, 1), turn: make(chan struct{}, 1),
+		opts: opts, log: log, ns: ns, listenBuffer: listenerBuffer, kick: make(chan struct{}, 1), turn: make(chan struct{}, 1),
 		peers: map[netip.Addr]int{}, changed: map[netip.Addr]struct{}{}, said: map[string]bool{},
 	}
-	f.legacy = func() []Finding { return legacyFindings(f.ns, f.networkNow()) }
 	f.turn <- struct{}{}
 	return f, nil
 }

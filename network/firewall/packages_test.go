@@ -11,7 +11,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/google/nftables"
 
@@ -115,10 +114,7 @@ func TestRealIPTables(t *testing.T) {
 			shell(t, ns, save+" | "+restore)
 			writes := f.Status(t.Context()).Writes
 			f.heard.all()
-			<-f.turn
-			f.heard.readAgain = time.Time{}
-			f.pass(t.Context())
-			f.turn <- struct{}{}
+			f.passNow(t)
 			if s := f.Status(t.Context()); s.Writes != writes || len(s.Findings) != 0 {
 				t.Errorf("after it was saved and loaded: %d writes, found %v", s.Writes-writes, s.Findings)
 			}
@@ -185,10 +181,7 @@ EOF`)
 		}
 		shell(t, ns, found[0].Mend)
 		f.heard.all()
-		<-f.turn
-		f.heard.readAgain = time.Time{}
-		f.pass(t.Context())
-		f.turn <- struct{}{}
+		f.passNow(t)
 	}
 	if s := f.Status(t.Context()); len(s.Findings) != 0 {
 		t.Errorf("the commands do not mend it: %v", s.Findings)

@@ -292,7 +292,7 @@ func TestFlushedRulesetHeals(t *testing.T) {
 	everyPairTalks(t, l, talkLimit)
 	node := l.Hosts[0]
 	from, to := node.Pods[0], l.Hosts[1].Pods[0]
-	pinger, err := StartPinger(t.Context(), from.Namespace, from.Addresses[0], to.Addresses[0], 500, PingOptions{Timeout: 3 * time.Second})
+	pinger, err := StartPinger(t.Context(), from.Namespace, from.Addresses[0], to.Addresses[0], 100, PingOptions{Timeout: 3 * time.Second})
 	if err != nil {
 		t.Fatal(err)
 	}

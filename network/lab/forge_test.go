@@ -102,11 +102,9 @@ func vxlanPacket(vni uint32, mac subnet.MAC, packet []byte) []byte {
 func sendRaw(t *testing.T, ns *Namespace, to netip.Addr, packets [][]byte) {
 	t.Helper()
 	err := ns.Do(func() error {
-		domain, sa := unix.AF_INET, unix.Sockaddr(&unix.SockaddrInet4{})
-		if to.Is6() {
-			domain, sa = unix.AF_INET6, &unix.SockaddrInet6{Addr: to.As16()}
-		} else {
-			sa = &unix.SockaddrInet4{Addr: to.As4()}
+		domain, sa := unix.AF_INET6, unix.Sockaddr(&unix.SockaddrInet6{Addr: to.As16()})
+		if to.Is4() {
+			domain, sa = unix.AF_INET, &unix.SockaddrInet4{Addr: to.As4()}
 		}
 		fd, err := unix.Socket(domain, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW)
 		if err != nil {
