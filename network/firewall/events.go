@@ -20,8 +20,6 @@ type heard struct {
 	hand        string
 	// interest are the tables with rules at the forward hook.
 	interest map[tableKey]bool
-	// readAgain is when others' rules may be read next; it is the pass's own.
-	readAgain time.Time
 }
 
 // tableKey names a table of any family.

@@ -56,6 +56,7 @@ type Firewall struct {
 	// settled says that the table was as wanted once.
 	settled bool
 	fight   fight
+	reading reading
 	tries   int
 	// found is what nftables shows in the way, nil if it was not looked at; said
 	// has what was told of it and of legacy iptables.

@@ -102,7 +102,6 @@ func eventually(t testing.TB, limit time.Duration, what string, ok func() bool) 
 func (f *Firewall) passNow(t testing.TB) {
 	t.Helper()
 	<-f.turn
-	f.heard.readAgain = time.Time{}
 	f.pass(t.Context())
 	f.turn <- struct{}{}
 }
@@ -317,23 +316,45 @@ func TestFightIsSlowedDown(t *testing.T) {
 	f.Update(nil, addrs(0, 3))
 	running(t, f)
 	c := outside(t, ns)
-	for end := time.Now().Add(time.Second); time.Now().Before(end); {
+	named := func() int { return logs.FilterMessageSnippet("again and again").Len() }
+	began := time.Now()
+	eventually(t, 20*time.Second, "the fight is named", func() bool {
 		if c.must(t).exists {
 			c.nft.DelTable(ownTable())
 			if err := c.nft.Flush(); err != nil {
 				t.Fatal(err)
 			}
 		}
-		time.Sleep(time.Millisecond)
+		return named() > 0
+	})
+	took, least := time.Since(began), time.Duration(0)
+	for i := range f.Status(t.Context()).Heals - 1 {
+		least += firstPause << i
 	}
-	// 10 ms and doubling: seven pauses make 1.27 s.
-	if got := f.Status(t.Context()).Heals; got < 3 || got > 8 {
-		t.Errorf("%d heals in a second", got)
-	}
-	if n := logs.FilterMessageSnippet("again and again").Len(); n != 1 {
-		t.Errorf("named %d times", n)
+	if took < least || named() != 1 {
+		t.Errorf("mended %d times in %s, named %d times", f.Status(t.Context()).Heals, took, named())
 	}
 	eventually(t, 5*time.Second, "the table is back when the other gives up", func() bool { return c.must(t).exists })
+}
+
+func TestReadingIsBounded(t *testing.T) {
+	var r reading
+	now := time.Now()
+	if at := r.allowed(now); at.After(now) {
+		t.Error("the first reading waits")
+	}
+	r.spent += mostReading + time.Second
+	if at := r.allowed(now); !at.Equal(now.Add(readShare * time.Second)) {
+		t.Errorf("after a second too much the next reading waits %s", at.Sub(now))
+	}
+	now = now.Add(readShare * time.Second)
+	if at := r.allowed(now); at.After(now) {
+		t.Errorf("after that there is still a wait of %s", at.Sub(now))
+	}
+	now = now.Add(time.Hour)
+	if at := r.allowed(now); r.spent != 0 || at.After(now) {
+		t.Errorf("after an hour %s are spent", r.spent)
+	}
 }
 
 func BenchmarkLoad(b *testing.B) {

@@ -24,9 +24,11 @@ const (
 	// A failure is tried again after firstRetry, doubling to longestRetry.
 	firstRetry   = 100 * time.Millisecond
 	longestRetry = 30 * time.Second
-	// readShare bounds the time spent on reading others' rules to one part in
-	// so many: hosts with many services change them often.
-	readShare = 20
+	// Reading others' rules may take mostReading at once, and one part in
+	// readShare of the time after that: hosts with many services change them
+	// often.
+	mostReading = time.Second
+	readShare   = 20
 )
 
 // Run keeps the rules as they are wanted until ctx ends, which returns nil and
@@ -106,9 +108,9 @@ func (f *Firewall) pass(ctx context.Context) (again time.Time) {
 		f.heard.putBack(true, false, hand)
 		own, again = false, f.fight.until
 	}
-	if others && f.heard.readAgain.After(now) {
+	if at := f.reading.allowed(now); others && at.After(now) {
 		f.heard.putBack(false, true, "")
-		others, again = false, earlier(again, f.heard.readAgain)
+		others, again = false, earlier(again, at)
 	}
 	var err error
 	if w := f.wishes(own); own || f.have != nil {
@@ -119,7 +121,7 @@ func (f *Firewall) pass(ctx context.Context) (again time.Time) {
 		if err = f.with(ctx, func(c *conn) error { return f.keepOthers(c, network) }); err != nil {
 			f.heard.putBack(false, true, "")
 		}
-		f.heard.readAgain = time.Now().Add(readShare * time.Since(began))
+		f.reading.spent += time.Since(began)
 	}
 	if ctx.Err() != nil {
 		return time.Time{}
@@ -129,6 +131,21 @@ func (f *Firewall) pass(ctx context.Context) (again time.Time) {
 		again = now.Add(min(firstRetry<<min(f.tries-1, 10), longestRetry))
 	}
 	return again
+}
+
+// reading bounds the time spent on reading others' rules.
+type reading struct {
+	spent time.Duration
+	last  time.Time
+}
+
+// allowed says from when on there may be a reading.
+func (r *reading) allowed(now time.Time) time.Time {
+	if !r.last.IsZero() {
+		r.spent = max(0, r.spent-now.Sub(r.last)/readShare)
+	}
+	r.last = now
+	return now.Add(readShare * (r.spent - mostReading))
 }
 
 // conclude notes how a pass went. A failure is said when it is another than the
