@@ -46,8 +46,10 @@ type rig struct {
 	opts   Options
 	logs   *observer.ObservedLogs
 	node   *Node
-	cancel context.CancelFunc
-	done   chan error
+	// firewall is the node's, if it is to have one.
+	firewall Firewall
+	cancel   context.CancelFunc
+	done     chan error
 }
 
 func newRig(t *testing.T) *rig {
@@ -66,6 +68,9 @@ func (r *rig) start() {
 	core, logs := observer.New(zapcore.InfoLevel)
 	r.logs = logs
 	r.node = New(r.opts, r.store, r.store, r.kernel, r.host, zap.New(core))
+	if r.firewall != nil {
+		r.node.UseFirewall(r.firewall)
+	}
 	r.node.firstListing, r.node.twinPatience = 300*time.Millisecond, 500*time.Millisecond
 	ctx, cancel := context.WithCancel(context.Background())
 	r.cancel, r.done = cancel, make(chan error, 1)

@@ -44,7 +44,7 @@ const mostFindings = 20
 func (o *others) findings(n Network) []Finding {
 	type key struct{ table, chain, rule string }
 	traffic := map[key][]string{}
-	mends := map[key]string{}
+	mends := map[key][]string{}
 	for _, p := range probes(n) {
 		for _, base := range o.bases {
 			if !base.sees(p.family()) {
@@ -61,12 +61,14 @@ func (o *others) findings(n Network) []Finding {
 			if !slices.Contains(traffic[k], p.traffic) {
 				traffic[k] = append(traffic[k], p.traffic)
 			}
-			mends[k] = mendCommand(base.key, n.Ranges[p.family()])
+			if command := mendCommand(base.key, n.Ranges[p.family()]); !slices.Contains(mends[k], command) {
+				mends[k] = append(mends[k], command)
+			}
 		}
 	}
 	var out []Finding
 	for k, what := range traffic {
-		out = append(out, Finding{Table: k.table, Chain: k.chain, Rule: k.rule, Traffic: strings.Join(what, ", "), Mend: mends[k], Certain: true})
+		out = append(out, Finding{Table: k.table, Chain: k.chain, Rule: k.rule, Traffic: strings.Join(what, ", "), Mend: strings.Join(mends[k], "; "), Certain: true})
 	}
 	slices.SortFunc(out, func(a, b Finding) int { return strings.Compare(a.String(), b.String()) })
 	return out[:min(len(out), mostFindings)]
