@@ -15,7 +15,6 @@ import (
 // fakeFirewall notes what it is told, and whether a peer's route was there before
 // its address was let in.
 type fakeFirewall struct {
-	noFirewall
 	rig *rig
 	try chan struct{} // Run calls tried when this is closed.
 
