@@ -82,10 +82,14 @@ func outside(t testing.TB, ns *os.File) *conn {
 
 func (c *conn) must(t testing.TB) own {
 	t.Helper()
-	o, err := c.readOwn()
-	if err != nil {
-		t.Fatal(err)
+	var o own
+	var err error
+	for range 5 { // It may be written anew meanwhile.
+		if o, err = c.readOwn(); err == nil {
+			return o
+		}
 	}
+	t.Fatal(err)
 	return o
 }
 

@@ -113,8 +113,17 @@ func (f *Firewall) pass(ctx context.Context) (again time.Time) {
 		others, again = false, earlier(again, at)
 	}
 	var err error
-	if w := f.wishes(own); own || f.have != nil {
-		err = f.try(ctx, func(c *conn) error { return f.keepOwn(c, network, w, own, hand) })
+	keep := func() error {
+		doubt := own || f.have == nil
+		w := f.wishes(doubt)
+		return f.try(ctx, func(c *conn) error { return f.keepOwn(c, network, w, doubt, hand) })
+	}
+	if own || f.have != nil {
+		// What another hand changes while it is read makes the reading fail, with
+		// an errno that the library does not hand on. Once is no failure.
+		if err = keep(); err != nil && ctx.Err() == nil {
+			err = keep()
+		}
 	}
 	if others && err == nil {
 		began := time.Now()
