@@ -16,7 +16,7 @@ RACE := $(if $(shell command -v $$(go env CC) 2>/dev/null),-race)
 # How long make fuzz spends on each target.
 FUZZTIME ?= 20s
 
-.PHONY: build demo test lint bench bench-parts faults walk fuzz clean
+.PHONY: build demo test test-packages lint bench bench-parts faults walk fuzz clean
 
 # Static binaries: they run in any image and on any distribution.
 build:
@@ -33,6 +33,11 @@ test:
 	$(if $(RACE),,@echo "no C compiler: without the race detector")
 	go test $(RACE) -shuffle=on -timeout 8m ./...
 
+# Tests against programs of a distribution: iptables with its legacy variant, nft
+# and conntrack (Debian's packages iptables, nftables and conntrack).
+test-packages:
+	go test $(RACE) -tags packages -run 'Real|Texts|ConntrackShows' -count=1 -timeout 5m ./network/firewall ./network/lab
+
 # The fault suite alone, with nothing beside it: a table of what was done, after
 # what time it had healed, and what pings between pods lost.
 FAULTS_LIMIT ?= 1s
@@ -42,7 +47,9 @@ faults:
 lint:
 	@unformatted=$$(gofmt -l cmd subnet backend network); [ -z "$$unformatted" ] || { echo "gofmt: $$unformatted"; exit 1; }
 	go vet ./...
+	go vet -tags packages ./network/...
 	go run $(STATICCHECK) ./...
+	go run $(STATICCHECK) -tags packages ./network/firewall ./network/lab
 	go run $(ERRCHECK) -ignoretests -exclude .errcheck ./...
 	go mod verify
 	go mod tidy -diff

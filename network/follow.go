@@ -1,6 +1,7 @@
 package network
 
 import (
+	"net/netip"
 	"slices"
 	"sync"
 	"time"
@@ -23,6 +24,8 @@ type follower struct {
 	subnet  subnet.Subnets // The node's own.
 	loop    *converge.Loop
 	log     *zap.Logger
+	// firewall lets a peer's packets in before there is a route to it.
+	firewall Firewall
 
 	// kick has something when a claim may succeed that did not before.
 	kick chan struct{}
@@ -48,7 +51,7 @@ type follower struct {
 func newFollower(p prepared, planner plan.Planner, loop *converge.Loop, owed []backend.Entry, grace time.Duration, log *zap.Logger) *follower {
 	f := &follower{
 		config: p.config, planner: planner, node: p.self.Node, subnet: p.self.Subnets, loop: loop, log: log, own: owed, problems: newProblems(log), text: string(p.seen),
-		kick: make(chan struct{}, 1), rewritten: make(chan subnet.Lease, 1), changed: func() {}, settled: func() {},
+		firewall: noFirewall{}, kick: make(chan struct{}, 1), rewritten: make(chan subnet.Lease, 1), changed: func() {}, settled: func() {},
 	}
 	f.mirror = subnet.NewMirror(p.config, p.request.Self, func(l subnet.Lease) error { return f.planner.Check(l) })
 	f.mirror.SetGrace(grace)
@@ -64,6 +67,7 @@ func newFollower(p prepared, planner plan.Planner, loop *converge.Loop, owed []b
 func (f *follower) begin() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	f.firewall.SetCareful(true)
 	f.loop.SetCareful(true) // The kernel may know of peers that came after it was saved.
 	f.tellAll()
 }
@@ -72,9 +76,12 @@ func (f *follower) tellAll() {
 	peers := f.mirror.Peers()
 	const each = 4 // As a rule: what one peer owes in one family.
 	owe := append(make([]backend.Entry, 0, len(f.own)+each*len(peers)), f.own...)
+	public := make([]netip.Addr, 0, len(peers))
 	for _, l := range peers {
 		owe = append(owe, f.planner.Peer(l)...)
+		public = append(public, publicAddresses(f.subnet, l)...)
 	}
+	f.firewall.Update(nil, public)
 	f.loop.Update(f.mirror.Revision(), nil, owe)
 	f.own, f.begun = nil, true
 }
@@ -147,19 +154,25 @@ func (f *follower) apply(c subnet.Change) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	var release, owe []backend.Entry
+	var came, went []netip.Addr
 	deltas := f.mirror.Apply(time.Now(), c)
 	for _, d := range deltas {
 		release = append(release, f.planner.Peer(d.Before)...)
 		owe = append(owe, f.planner.Peer(d.After)...)
+		went = append(went, publicAddresses(f.subnet, d.Before)...)
+		came = append(came, publicAddresses(f.subnet, d.After)...)
 		f.log.Debug("peer changed", zap.Stringer("before", d.Before.Subnets), zap.Stringer("after", d.After.Subnets), zap.String("holder", d.After.Holder()))
 	}
 	switch {
 	case !f.begun:
 		f.tellAll()
 	default: // Also for the sake of the revision alone.
+		f.firewall.Update(nil, came)
 		f.loop.Update(f.mirror.Revision(), release, owe)
+		f.firewall.Update(went, nil)
 	}
 	if c.Whole {
+		f.firewall.SetCareful(false)
 		f.loop.SetCareful(false)
 	}
 	return f.reportHolds() || len(deltas) > 0

@@ -57,12 +57,13 @@ func TestImportsRunOneWay(t *testing.T) {
 		"network/converge":          {"backend"},
 		"network/underlay":          {"subnet", "backend"},
 		"network/envfile":           {"subnet"},
+		"network/firewall":          {"subnet"},
 		"network/lab":               {"subnet", "subnet/etcd", "subnet/subnettest/etcdserver", "network/envfile", "backend/vxlan"},
 		"network/bench":             {"subnet", "backend", "backend/plan", "backend/kernel", "backend/vxlan", "network/lab"},
 		"cmd/internal/settings":     {"subnet", "subnet/etcd"},
 		"cmd/ripstop":               {"cmd/internal/settings", "subnet", "subnet/etcd", "backend/planners"},
 		"cmd/ripstop-lab":           {"cmd/internal/settings", "network/lab", "network/bench", "subnet", "subnet/subnettest/etcdserver"},
-		"cmd/ripstopd":              {"cmd/internal/settings", "subnet", "subnet/etcd", "backend/kernel", "backend/vxlan", "network", "network/underlay"},
+		"cmd/ripstopd":              {"cmd/internal/settings", "subnet", "subnet/etcd", "backend/kernel", "backend/vxlan", "network", "network/firewall", "network/underlay"},
 	}
 	// Who alone may import a library.
 	theirs := map[string][]string{
@@ -70,6 +71,8 @@ func TestImportsRunOneWay(t *testing.T) {
 		"go.etcd.io/etcd/server/":        {"subnet/subnettest/etcdserver"},
 		"github.com/vishvananda/netlink": {"network/lab"},
 		"gonum.org/v1/":                  {"network/bench"},
+		"github.com/google/nftables":     {"network/firewall"},
+		"github.com/mdlayher/netlink":    {"network/firewall"},
 	}
 	for name, p := range packages {
 		for _, i := range p.Imports {

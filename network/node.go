@@ -65,6 +65,7 @@ type Node struct {
 	presence subnet.Presence
 	kernel   backend.Kernel
 	host     Host
+	firewall Firewall
 	log      *zap.Logger
 	ready    chan struct{}
 
@@ -88,7 +89,7 @@ const (
 // New joins a node's parts. Nothing happens before Run.
 func New(opts Options, store subnet.Store, presence subnet.Presence, kernel backend.Kernel, host Host, log *zap.Logger) *Node {
 	return &Node{
-		opts: opts, store: store, presence: presence, kernel: kernel, host: host, log: log, ready: make(chan struct{}),
+		opts: opts, store: store, presence: presence, kernel: kernel, host: host, firewall: noFirewall{}, log: log, ready: make(chan struct{}),
 		firstListing: firstListing, firstOfBoot: firstOfBoot, settle: settleTime,
 	}
 }
@@ -376,7 +377,9 @@ func (n *Node) serve(ctx context.Context, p prepared, lease subnet.Lease) error 
 	}
 	loop := converge.New(n.kernel, n.log)
 	loop.AuditEvery(cmp.Or(n.opts.AuditEvery, DefaultAuditEvery))
+	n.beginFirewall(p, own)
 	follower := newFollower(p, planner, loop, own, n.opts.PeerGrace, n.log)
+	follower.firewall = n.firewall
 	keeper := newKeeper(n.opts.StateDir, n.log, snapshot{Node: n.opts.Name, Config: p.text, Lease: lease}, follower.save)
 	follower.changed, follower.settled = keeper.changed, keeper.settled
 	if p.saved != nil && p.saved.Lease.ID == lease.ID {
@@ -387,6 +390,7 @@ func (n *Node) serve(ctx context.Context, p prepared, lease subnet.Lease) error 
 	}
 
 	group, ctx := errgroup.WithContext(ctx)
+	filtered := n.runFirewall(ctx, group)
 	group.Go(func() error { return loop.Run(ctx) })
 	group.Go(func() error { return n.store.Watch(ctx, follower.follow) })
 	group.Go(func() error { return n.hold(ctx, p, lease, keeper, follower) })
@@ -396,6 +400,11 @@ func (n *Node) serve(ctx context.Context, p prepared, lease subnet.Lease) error 
 		case <-ctx.Done():
 			return nil
 		case <-loop.Converged():
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-filtered:
 		}
 		if err := env.Write(n.opts.SubnetFile); err != nil {
 			return err

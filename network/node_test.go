@@ -54,8 +54,10 @@ type rig struct {
 	tune   func(*Node) // Changes what start makes short.
 	logs   *observer.ObservedLogs
 	node   *Node
-	cancel context.CancelFunc
-	done   chan error
+	// firewall is the node's, if it is to have one.
+	firewall Firewall
+	cancel   context.CancelFunc
+	done     chan error
 }
 
 // counting is a store that counts its listings, those of Watch apart.
@@ -93,6 +95,9 @@ func (r *rig) start() {
 	core, logs := observer.New(zapcore.InfoLevel)
 	r.logs = logs
 	r.node = New(r.opts, counting{r.at(), &r.lists}, r.at(), r.kernel, r.host, zap.New(core))
+	if r.firewall != nil {
+		r.node.UseFirewall(r.firewall)
+	}
 	r.node.firstListing, r.node.firstOfBoot, r.node.settle = 300*time.Millisecond, 100*time.Millisecond, 500*time.Millisecond
 	r.tune(r.node)
 	ctx, cancel := context.WithCancel(context.Background())
