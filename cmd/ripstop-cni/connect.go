@@ -173,11 +173,7 @@ func ensureBridge(h *netlink.Handle, name string, n node) (netlink.Link, error) 
 	if link == nil {
 		attrs := netlink.NewLinkAttrs()
 		attrs.Name, attrs.MTU, attrs.HardwareAddr = name, n.mtu, bridgeMAC(name, n)
-		// Neighbour discovery is multicast, and with snooping it is not flooded to
-		// a port whose reports have not been heard yet: the first packets between
-		// two pods would be lost.
-		off := false
-		err := h.LinkAdd(&netlink.Bridge{LinkAttrs: attrs, MulticastSnooping: &off})
+		err := h.LinkAdd(&netlink.Bridge{LinkAttrs: attrs})
 		// Another ADD may be faster.
 		if err != nil && !errors.Is(err, unix.EEXIST) {
 			return nil, fmt.Errorf("add bridge %s: %w", name, err)

@@ -15,6 +15,7 @@ import (
 	"github.com/containernetworking/cni/libcni"
 	"github.com/containernetworking/cni/pkg/types"
 	"github.com/google/go-cmp/cmp"
+	"github.com/vishvananda/netlink"
 
 	"github.com/ripstop-net/ripstop/network/lab"
 	"github.com/ripstop-net/ripstop/subnet"
@@ -118,6 +119,16 @@ func TestResult(t *testing.T) {
 				t.Errorf("%s: address %v", mode, ip)
 			}
 		}
+		if mode == bridged {
+			h := handleOf(t, m.ns)
+			link, err := h.LinkByName(names[1])
+			if err != nil {
+				t.Fatal(err)
+			}
+			if port, err := h.LinkGetProtinfo(link); err != nil || !port.Hairpin {
+				t.Errorf("the bridge's port is %v, %v, want it in hairpin mode", port, err)
+			}
+		}
 		if len(p.result.IPs) != 2 || len(p.result.Routes) != 2 || p.result.DNS.Nameservers[0] != "10.5.0.10" {
 			t.Errorf("%s: result %v", mode, p.result)
 		}
@@ -178,7 +189,6 @@ func TestManyAtOnce(t *testing.T) {
 				}
 			})
 			t.Logf("%d ADDs at once took %s", many, took.Round(time.Millisecond))
-			t.Logf("CPU %s", time.Duration(cpu.Swap(0)))
 			holders := map[netip.Addr]string{}
 			for _, p := range pods {
 				for _, a := range p.addresses {
@@ -224,6 +234,7 @@ func withoutBridge(s string) string {
 func TestFreeAddressesAreUnreachable(t *testing.T) {
 	env := envOf(lab.Dual, 7)
 	m := newMachine(t, ptp, &env)
+	uplink(t, m.ns)
 	p := m.mustAdd(t)
 	for _, text := range []string{"10.5.7.99", "fd00:10:5:7::99"} {
 		for _, from := range []*lab.Namespace{m.ns, p.ns} {
@@ -236,6 +247,32 @@ func TestFreeAddressesAreUnreachable(t *testing.T) {
 		if err == nil {
 			t.Errorf("the way to %s is %v, want none", text, routes)
 		}
+	}
+}
+
+// uplink gives a host a default route.
+func uplink(t *testing.T, ns *lab.Namespace) {
+	t.Helper()
+	h := handleOf(t, ns)
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = "uplink"
+	link := &netlink.Bridge{LinkAttrs: attrs}
+	err := h.LinkAdd(link)
+	if err == nil {
+		err = h.LinkSetUp(link)
+	}
+	for _, text := range []string{"192.0.2.1/24", "2001:db8::1/64"} {
+		p := netip.MustParsePrefix(text)
+		if err == nil {
+			err = addAddress(h, link, p)
+		}
+		if err == nil {
+			f := subnet.FamilyOf(p.Addr())
+			err = addRoute(h, &netlink.Route{Dst: ipNet(anywhere(f)), Gw: p.Addr().Next().AsSlice(), LinkIndex: link.Attrs().Index})
+		}
+	}
+	if err != nil {
+		t.Fatal(err)
 	}
 }
 
@@ -278,6 +315,14 @@ func TestRequests(t *testing.T) {
 		p.caps = c.caps
 		wantCode(t, m.add(t, p), c.code, c.say)
 	}
+	// What other plugins do is left to them, with a word.
+	m.keys["capabilities"] = map[string]bool{"bandwidth": true}
+	limited := m.newPod(t)
+	limited.caps = map[string]any{"bandwidth": map[string]int{"ingressRate": 1000, "ingressBurst": 1000}}
+	if err := m.add(t, limited); err != nil || !strings.Contains(m.said(), "left to the bandwidth plugin") {
+		t.Errorf("with bandwidth: %v; it said %q", err, m.said())
+	}
+	m.del(t, limited)
 	if got := m.allocated(t); len(got) != 4 {
 		t.Errorf("after refusals %v are allocated, want those of two pods", got)
 	}

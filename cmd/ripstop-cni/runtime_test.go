@@ -13,7 +13,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync/atomic"
+	"sync"
 	"testing"
 	"time"
 
@@ -43,6 +43,7 @@ type machine struct {
 	ns  *lab.Namespace
 	dir string
 	cni *libcni.CNIConfig
+	run *inNamespace
 	// keys are those of the plugin's configuration.
 	keys map[string]any
 	// behind are plugins chained behind ripstop-cni.
@@ -86,8 +87,8 @@ func machineAt(t *testing.T, ns *lab.Namespace, mode string, path ...string) *ma
 		"type": "ripstop-cni", "mode": mode,
 		"subnetFile": filepath.Join(m.dir, "subnet.env"), "dataDir": filepath.Join(m.dir, "networks"), "runDir": filepath.Join(m.dir, "run"),
 	}
-	m.cni = libcni.NewCNIConfigWithCacheDir(append([]string{programs}, path...), filepath.Join(m.dir, "cache"),
-		&inNamespace{DefaultExec: &invoke.DefaultExec{RawExec: &invoke.RawExec{}}, ns: ns})
+	m.run = &inNamespace{DefaultExec: &invoke.DefaultExec{RawExec: &invoke.RawExec{}}, ns: ns}
+	m.cni = libcni.NewCNIConfigWithCacheDir(append([]string{programs}, path...), filepath.Join(m.dir, "cache"), m.run)
 	return m
 }
 
@@ -97,6 +98,9 @@ func pathOf(f *os.File) string { return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(
 type inNamespace struct {
 	*invoke.DefaultExec
 	ns *lab.Namespace
+
+	mu   sync.Mutex
+	said string // What the last plugin that ended wrote to its standard error.
 }
 
 func (e *inNamespace) ExecPlugin(ctx context.Context, path string, stdin []byte, env []string) ([]byte, error) {
@@ -106,8 +110,10 @@ func (e *inNamespace) ExecPlugin(ctx context.Context, path string, stdin []byte,
 	err := e.ns.Start(cmd)
 	if err == nil {
 		err = cmd.Wait()
-		cpu.Add(int64(cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime()))
 	}
+	e.mu.Lock()
+	e.said = said.String()
+	e.mu.Unlock()
 	if err == nil {
 		return out.Bytes(), nil
 	}
@@ -211,6 +217,13 @@ func (m *machine) check(t *testing.T, p *pod) error {
 
 func (m *machine) status(t *testing.T) error {
 	return m.cni.GetStatusNetworkList(t.Context(), m.list(t))
+}
+
+// said is what the last plugin wrote to its standard error.
+func (m *machine) said() string {
+	m.run.mu.Lock()
+	defer m.run.mu.Unlock()
+	return m.run.said
 }
 
 func (m *machine) dataDir() string { return filepath.Join(m.keys["dataDir"].(string), networkName) }
@@ -325,5 +338,3 @@ func eachMode(t *testing.T, f func(t *testing.T, mode string, families lab.Mode)
 }
 
 const talkLimit = 20 * time.Second
-
-var cpu atomic.Int64
