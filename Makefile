@@ -3,7 +3,7 @@
 
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null)
 LDFLAGS := -s -w -X github.com/ripstop-net/ripstop/cmd/internal/settings.version=$(VERSION)
-COMMANDS := ripstopd ripstop ripstop-lab
+COMMANDS := ripstopd ripstop ripstop-cni ripstop-lab
 # The linters are run by version and are no part of the module.
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 ERRCHECK := github.com/kisielk/errcheck@v1.30.0
@@ -15,7 +15,7 @@ RACE := $(if $(shell command -v $$(go env CC) 2>/dev/null),-race)
 # How long make fuzz spends on each target.
 FUZZTIME ?= 20s
 
-.PHONY: build demo test lint bench faults walk fuzz clean
+.PHONY: build demo test test-packages lint bench faults walk fuzz clean
 
 # Static binaries: they run in any image and on any distribution.
 build:
@@ -32,6 +32,11 @@ test:
 	$(if $(RACE),,@echo "no C compiler: without the race detector")
 	go test $(RACE) -shuffle=on -timeout 8m ./...
 
+# Tests against programs of a distribution: the standard CNI plugins, with
+# iptables (Debian's packages containernetworking-plugins and iptables).
+test-packages:
+	go test $(RACE) -tags packages -run '^TestReal' -count=1 -timeout 5m ./cmd/ripstop-cni
+
 # The fault suite alone, with nothing beside it: a table of what was done, after
 # what time it had healed, and what pings between pods lost.
 FAULTS_LIMIT ?= 1s
@@ -41,7 +46,9 @@ faults:
 lint:
 	@unformatted=$$(gofmt -l cmd subnet backend network); [ -z "$$unformatted" ] || { echo "gofmt: $$unformatted"; exit 1; }
 	go vet ./...
+	go vet -tags packages ./cmd/ripstop-cni
 	go run $(STATICCHECK) ./...
+	go run $(STATICCHECK) -tags packages ./cmd/ripstop-cni
 	go run $(ERRCHECK) -ignoretests -exclude .errcheck ./...
 	go mod verify
 	go mod tidy -diff

@@ -57,14 +57,16 @@ func TestImportsRunOneWay(t *testing.T) {
 		"network/lab":               {"subnet", "subnet/etcd", "subnet/subnettest/etcdserver", "network/envfile", "backend/vxlan"},
 		"cmd/internal/settings":     {"subnet", "subnet/etcd"},
 		"cmd/ripstop":               {"cmd/internal/settings", "subnet", "subnet/etcd", "backend/vxlan"},
+		"cmd/ripstop-cni":           {"subnet", "network/envfile"},
 		"cmd/ripstop-lab":           {"cmd/internal/settings", "network/lab", "subnet", "subnet/subnettest/etcdserver"},
 		"cmd/ripstopd":              {"cmd/internal/settings", "subnet", "subnet/etcd", "backend/kernel", "backend/vxlan", "network", "network/underlay"},
 	}
 	// Who alone may import a library.
 	theirs := map[string][]string{
-		"go.etcd.io/etcd/client/v3":      {"subnet/etcd"},
-		"go.etcd.io/etcd/server/":        {"subnet/subnettest/etcdserver"},
-		"github.com/vishvananda/netlink": {"network/lab"},
+		"go.etcd.io/etcd/client/v3":       {"subnet/etcd"},
+		"go.etcd.io/etcd/server/":         {"subnet/subnettest/etcdserver"},
+		"github.com/vishvananda/netlink":  {"network/lab", "cmd/ripstop-cni"},
+		"github.com/containernetworking/": {"cmd/ripstop-cni"},
 	}
 	for name, p := range packages {
 		for _, i := range p.Imports {
@@ -78,7 +80,7 @@ func TestImportsRunOneWay(t *testing.T) {
 			}
 		}
 	}
-	for _, command := range []string{"cmd/ripstopd", "cmd/ripstop"} {
+	for _, command := range []string{"cmd/ripstopd", "cmd/ripstop", "cmd/ripstop-cni"} {
 		if slices.ContainsFunc(packages[command].Deps, func(d string) bool { return strings.HasPrefix(d, "go.etcd.io/etcd/server/") }) {
 			t.Errorf("%s links an etcd server", command)
 		}

@@ -142,7 +142,7 @@ func call(t *testing.T, ns *lab.Namespace, to netip.AddrPort) string {
 }
 
 // delegate is the configuration that flannel's plugin makes of a subnet file for
-// bridge and host-local.
+// bridge and host-local. The first dataDir is for this test alone.
 func delegate(t *testing.T, e envfile.Env, dataDir string) map[string]any {
 	t.Helper()
 	var ranges [][]map[string]string
@@ -154,21 +154,21 @@ func delegate(t *testing.T, e envfile.Env, dataDir string) map[string]any {
 		}
 	}
 	return map[string]any{
-		"type": "bridge", "mtu": e.MTU, "ipMasq": !e.IPMasq, "isGateway": true, "isDefaultGateway": true, "hairpinMode": true,
+		"type": "bridge", "dataDir": dataDir, "mtu": e.MTU, "ipMasq": !e.IPMasq, "isGateway": true, "isDefaultGateway": true, "hairpinMode": true,
 		"ipam": map[string]any{"type": "host-local", "dataDir": dataDir, "ranges": ranges, "routes": routes},
 	}
 }
 
 // The way of flannel's plugin, bridge and host-local with what the subnet file
 // says, works on Ripstop's; and a node may change to ripstop-cni under such pods,
-// which go on, keep their addresses, and end by ripstop-cni's DEL.
+// which go on, keep their addresses, and end by ripstop-cni's DEL; and back.
 func TestRealBridgeAndHostLocal(t *testing.T) {
 	for _, families := range lab.Modes {
 		t.Run(string(families), func(t *testing.T) {
 			t.Parallel()
 			l, machines := startHosts(t, families, bridged, standardPlugins())
 			var pods []*pod
-			var own []map[string]any
+			var own, theirs []map[string]any
 			for i, m := range machines {
 				env, err := envfile.Read(l.Hosts[i].SubnetFile())
 				if err != nil {
@@ -178,8 +178,8 @@ func TestRealBridgeAndHostLocal(t *testing.T) {
 				own = append(own, m.keys)
 				dataDir := m.keys["dataDir"].(string)
 				m.keys, m.version = delegate(t, env, dataDir), "1.0.0"
+				theirs = append(theirs, m.keys)
 				pods = append(pods, m.mustAdd(t))
-				own[i]["dataDir"] = dataDir
 			}
 			env, err := l.Hosts[0].Env()
 			if err != nil {
@@ -216,6 +216,16 @@ func TestRealBridgeAndHostLocal(t *testing.T) {
 				t.Errorf("the container that host-local's address was taken from has links %v, %v", links, err)
 			}
 			all(append(pods[1:], fresh))
+
+			// And back.
+			m.keys = theirs[0]
+			back := m.mustAdd(t)
+			all([]*pod{fresh, back, pods[1]})
+			m.del(t, fresh)
+			if got := m.allocated(t); len(got) != len(families.Families()) {
+				t.Errorf("allocated are %v, want those of the one pod", got)
+			}
+			all([]*pod{back, pods[1]})
 		})
 	}
 }

@@ -521,7 +521,7 @@ func TestBehindAnother(t *testing.T) {
 	p := m.newPod(t)
 	conf := fmt.Sprintf(`{"cniVersion":"1.1.0","name":%q,"type":"ripstop-cni","subnetFile":%q,"dataDir":%q,"runDir":%q,"prevResult":%s}`,
 		networkName, m.keys["subnetFile"], m.keys["dataDir"], m.keys["runDir"], previous)
-	n, err := libcni.ConfFromBytes([]byte(conf))
+	n, err := libcni.NetworkPluginConfFromBytes([]byte(conf))
 	if err != nil {
 		t.Fatal(err)
 	}
