@@ -2,7 +2,7 @@
 # they work in network namespaces of their own.
 
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null)
-LDFLAGS := -s -w -X github.com/ripstop-net/ripstop/cmd/internal/settings.version=$(VERSION)
+LDFLAGS := -s -w -X github.com/ripstop-net/ripstop/cmd/internal/settings.version=$(VERSION) -X main.buildVersion=$(VERSION)
 COMMANDS := ripstopd ripstop ripstop-cni ripstop-lab
 # The linters are run by version and are no part of the module.
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2

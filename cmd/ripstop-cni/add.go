@@ -84,15 +84,7 @@ func attach(ctx context.Context, at attachment, path string, c config, n node, a
 	if err == nil {
 		return w, nil
 	}
-	undo := removeHostEnd(h, at)
-	if undo == nil {
-		undo = a.hold(ctx, func() error { return give(h, a, at) })
-	}
-	var known *types.Error
-	if undo != nil && errors.As(err, &known) {
-		return w, fail(known.Code, known.Details, "%s; and it could not be undone: %v", known.Msg, undo)
-	}
-	return w, errors.Join(err, undo)
+	return w, undone(err, a.hold(ctx, func() error { return give(h, a, at) }))
 }
 
 // previousResult reads what plugins before this one in the list have made, nil

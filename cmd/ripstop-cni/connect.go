@@ -13,10 +13,10 @@ import (
 	"github.com/ripstop-net/ripstop/subnet"
 )
 
-// connect makes an attachment in the kernel, and fills in the bridge's MAC. After an error something of it may
-// be there, all of which disconnect takes away.
+// connect makes an attachment in the kernel, or leaves nothing of it, and fills
+// in the bridge's MAC.
 func connect(ctx context.Context, h *netlink.Handle, pod *sandbox, w *wiring, n node) error {
-	if err := forward(n.families()); err != nil {
+	if err := forward(h, n.families()); err != nil {
 		return err
 	}
 	var bridge netlink.Link
@@ -27,22 +27,25 @@ func connect(ctx context.Context, h *netlink.Handle, pod *sandbox, w *wiring, n 
 		}
 		w.bridgeMAC = bridge.Attrs().HardwareAddr
 	}
-	host, err := addPair(h, pod, *w, bridge)
-	if err != nil {
+	if err := addPair(h, pod, *w, bridge); err != nil {
 		return err
 	}
-	if err := setUpHost(h, host, *w); err != nil {
-		return err
+	err := setUpHost(h, *w)
+	if err == nil {
+		err = setUpPod(pod, *w)
 	}
-	if err := setUpPod(pod, *w); err != nil {
-		return err
+	if err == nil {
+		err = awaitReady(ctx, h, pod, *w)
 	}
-	return awaitReady(ctx, h, pod, *w)
+	if err == nil {
+		return nil
+	}
+	return undone(err, removeHostEnd(h, w.attachment))
 }
 
 // addPair makes the veth pair, its other end in the container under its final
 // name. MTU and MACs are set at creation, so that nothing changes them later.
-func addPair(h *netlink.Handle, pod *sandbox, w wiring, bridge netlink.Link) (netlink.Link, error) {
+func addPair(h *netlink.Handle, pod *sandbox, w wiring, bridge netlink.Link) error {
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name, attrs.MTU, attrs.HardwareAddr = w.hostName(), w.mtu, w.hostMAC
 	if bridge != nil {
@@ -54,29 +57,29 @@ func addPair(h *netlink.Handle, pod *sandbox, w wiring, bridge netlink.Link) (ne
 	err := h.LinkAdd(veth)
 	if errors.Is(err, unix.EEXIST) {
 		if there, lerr := linkByName(pod.Handle, w.ifName); lerr != nil || there != nil {
-			return nil, errors.Join(lerr, fail(codeAttached, "an ADD for it was made before, or another plugin made it", "container %s has an interface %s already", w.container, w.ifName))
+			return errors.Join(lerr, fail(codeAttached, "an ADD for it was made before, or another plugin made it", "container %s has an interface %s already", w.container, w.ifName))
 		}
 		// The host's end of an earlier ADD that was never finished.
 		if err := removeHostEnd(h, w.attachment); err != nil {
-			return nil, err
+			return err
 		}
 		err = h.LinkAdd(veth)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("add veth %s, %s in the container: %w", w.hostName(), w.ifName, err)
+		return fmt.Errorf("add veth %s, %s in the container: %w", w.hostName(), w.ifName, err)
 	}
-	host, err := h.LinkByName(w.hostName())
-	if err != nil {
-		return nil, fmt.Errorf("find interface %s: %w", w.hostName(), err)
-	}
-	if err := h.LinkSetAlias(host, w.alias()); err != nil {
-		return nil, fmt.Errorf("set alias of %s: %w", w.hostName(), err)
-	}
-	return host, nil
+	return nil
 }
 
-func setUpHost(h *netlink.Handle, host netlink.Link, w wiring) error {
+func setUpHost(h *netlink.Handle, w wiring) error {
 	name := w.hostName()
+	host, err := h.LinkByName(name)
+	if err != nil {
+		return fmt.Errorf("find interface %s: %w", name, err)
+	}
+	if err := h.LinkSetAlias(host, w.alias()); err != nil {
+		return fmt.Errorf("set alias of %s: %w", name, err)
+	}
 	if w.hasIPv6() {
 		if err := startIPv6(h, host, w.hostMAC); err != nil {
 			return err

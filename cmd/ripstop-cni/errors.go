@@ -32,6 +32,16 @@ func fail(code uint, details, format string, args ...any) *types.Error {
 	return types.NewError(code, fmt.Sprintf(format, args...), details)
 }
 
+// undone adds to an error what kept its traces from being taken away, nil for
+// nothing.
+func undone(err, undo error) error {
+	var known *types.Error
+	if undo != nil && errors.As(err, &known) {
+		return fail(known.Code, known.Details, "%s; and it could not be undone: %v", known.Msg, undo)
+	}
+	return errors.Join(err, undo)
+}
+
 // asNotReady gives an error that keeps pods from being added the code that
 // STATUS has for that.
 func asNotReady(err error) error {

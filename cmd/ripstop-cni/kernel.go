@@ -241,17 +241,15 @@ func linkLocal(mac net.HardwareAddr) netip.Addr {
 	return netip.AddrFrom16([16]byte{0xfe, 0x80, 8: mac[0] ^ 2, mac[1], mac[2], 0xff, 0xfe, mac[3], mac[4], mac[5]})
 }
 
-// forward lets the host forward packets of the families. A host that forwards
-// IPv6 ignores router advertisements, and so loses a default route that it has
-// from them, unless accept_ra is 2 (addrconf.c, ipv6_accept_ra).
-func forward(families []subnet.Family) error {
+// forward lets the host forward packets of the families.
+func forward(h *netlink.Handle, families []subnet.Family) error {
 	for _, f := range families {
 		key := subnet.PerFamily[string]{subnet.V4: "ipv4/ip_forward", subnet.V6: "ipv6/conf/all/forwarding"}[f]
 		if on, err := os.ReadFile(filepath.Join("/proc/sys/net", key)); err == nil && strings.TrimSpace(string(on)) == "1" {
 			continue
 		}
 		if f == subnet.V6 {
-			if err := keepAdvertisements(); err != nil {
+			if err := keepAdvertisements(h); err != nil {
 				return err
 			}
 		}
@@ -262,17 +260,23 @@ func forward(families []subnet.Family) error {
 	return nil
 }
 
-func keepAdvertisements() error {
-	paths, err := filepath.Glob("/proc/sys/net/ipv6/conf/*/accept_ra")
+// keepAdvertisements lets the host go on to hear the routers that it has a
+// default route from: one that forwards IPv6 does not hear them unless accept_ra
+// is 2 (ipv6_accept_ra), and forgets their routes.
+func keepAdvertisements(h *netlink.Handle) error {
+	routes, err := whole(func() ([]netlink.Route, error) {
+		return h.RouteListFiltered(unix.AF_INET6, &netlink.Route{Protocol: unix.RTPROT_RA}, netlink.RT_FILTER_PROTOCOL)
+	})
 	if err != nil {
-		return err
+		return fmt.Errorf("list routes by router advertisement: %w", err)
 	}
-	for _, path := range paths {
-		if now, err := os.ReadFile(path); err != nil || strings.TrimSpace(string(now)) != "1" {
-			continue // Also an interface that went meanwhile.
+	for _, r := range routes {
+		link, err := h.LinkByIndex(r.LinkIndex)
+		if err != nil {
+			continue // Gone, and its routes with it, or a route of several ways.
 		}
-		if err := os.WriteFile(path, []byte("2"), 0o644); err != nil && !errors.Is(err, os.ErrNotExist) {
-			return fmt.Errorf("keep router advertisements: %w", err)
+		if err := setSysctl("ipv6/conf/"+link.Attrs().Name+"/accept_ra", "2"); err != nil {
+			return err
 		}
 	}
 	return nil

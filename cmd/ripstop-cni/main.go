@@ -30,12 +30,14 @@ func within(verb func(context.Context, *skel.CmdArgs) error) func(*skel.CmdArgs)
 	}
 }
 
-// about is what the plugin says to somebody who starts it by hand. The version
-// comes from what Go wrote into the binary: the package that the other commands
-// have it from would link the etcd client.
+// buildVersion is set by the linker. The package that the other commands have theirs
+// from would link the etcd client.
+var buildVersion = ""
+
+// about is what the plugin says to somebody who starts it by hand.
 func about() string {
-	v := "devel"
-	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
+	v := buildVersion
+	if info, ok := debug.ReadBuildInfo(); v == "" && ok {
 		v = info.Main.Version
 	}
 	return "ripstop-cni " + v + ": a CNI plugin, to be started by a container runtime"

@@ -276,6 +276,39 @@ func uplink(t *testing.T, ns *lab.Namespace) {
 	}
 }
 
+// A host that does not forward is made to, and goes on to hear the router that
+// it has its default route from, and no other.
+func TestForwarding(t *testing.T) {
+	env := envOf(lab.Dual, 7)
+	m := newMachine(t, ptp, &env)
+	uplink(t, m.ns)
+	read := func(key string) string {
+		var value []byte
+		if err := m.ns.Do(func() (err error) { value, err = os.ReadFile("/proc/sys/net/" + key); return err }); err != nil {
+			t.Fatal(err)
+		}
+		return strings.TrimSpace(string(value))
+	}
+	h := handleOf(t, m.ns)
+	link, err := h.LinkByName("uplink")
+	if err != nil {
+		t.Fatal(err)
+	}
+	advertised := &netlink.Route{Dst: ipNet(anywhere(subnet.V6)), Gw: net.ParseIP("2001:db8::3"), LinkIndex: link.Attrs().Index, Protocol: 9, Priority: 2048}
+	if err := addRoute(h, advertised); err != nil {
+		t.Fatal(err)
+	}
+	if got := read("ipv6/conf/all/forwarding") + read("ipv4/ip_forward"); got != "00" {
+		t.Fatalf("forwarding is %s before", got)
+	}
+	m.mustAdd(t)
+	for key, want := range map[string]string{"ipv4/ip_forward": "1", "ipv6/conf/all/forwarding": "1", "ipv6/conf/uplink/accept_ra": "2", "ipv6/conf/lo/accept_ra": "1", "ipv6/conf/default/accept_ra": "1"} {
+		if got := read(key); got != want {
+			t.Errorf("%s is %s, want %s", key, got, want)
+		}
+	}
+}
+
 // What the runtime asks for is given, or refused with the reason.
 func TestRequests(t *testing.T) {
 	env := envOf(lab.Dual, 7)
@@ -328,22 +361,30 @@ func TestRequests(t *testing.T) {
 	}
 }
 
-// A full subnet says so, and has room again when a pod ends.
+// A full subnet says so, has room again when a pod ends, and costs the other
+// family no address.
 func TestFullSubnet(t *testing.T) {
-	env := envOf(lab.Dual, 7)
-	env.Subnets[subnet.V4] = netip.MustParsePrefix("10.5.7.0/29")
-	m := newMachine(t, ptp, &env)
-	var pods []*pod
-	for range 5 {
-		pods = append(pods, m.mustAdd(t))
-	}
-	wantCode(t, m.add(t, m.newPod(t)), types.ErrTryAgainLater, "10.5.7.0/29 has no free address")
-	if got := m.allocated(t); len(got) != 10 {
-		t.Errorf("%d addresses are allocated, want 10: the IPv6 one of the refused pod is kept", len(got))
-	}
-	m.del(t, pods[2])
-	if p := m.mustAdd(t); p.addresses[subnet.V4] != pods[2].addresses[subnet.V4] {
-		t.Errorf("got %s, want the one that is free, %s", p.addresses[subnet.V4], pods[2].addresses[subnet.V4])
+	for _, c := range []struct {
+		subnet string
+		room   int
+	}{{"10.5.7.0/29", 5}, {"fd00:10:5:7::/126", 2}} {
+		env := envOf(lab.Dual, 7)
+		small := netip.MustParsePrefix(c.subnet)
+		f := subnet.FamilyOf(small.Addr())
+		env.Subnets[f] = small
+		m := newMachine(t, ptp, &env)
+		var pods []*pod
+		for range c.room {
+			pods = append(pods, m.mustAdd(t))
+		}
+		wantCode(t, m.add(t, m.newPod(t)), types.ErrTryAgainLater, c.subnet+" has no free address")
+		if got := m.allocated(t); len(got) != 2*c.room {
+			t.Errorf("%s: %d addresses are allocated to %d pods", c.subnet, len(got), c.room)
+		}
+		m.del(t, pods[1])
+		if p := m.mustAdd(t); p.addresses[f] != pods[1].addresses[f] {
+			t.Errorf("got %s, want the one that is free, %s", p.addresses[f], pods[1].addresses[f])
+		}
 	}
 }
 
@@ -363,6 +404,7 @@ func TestAddTwice(t *testing.T) {
 		t.Fatal(err)
 	}
 	wantCode(t, m.add(t, p), codeAttached, "has an interface eth0 already")
+	ping(t, m.ns, p.addresses[subnet.V4], lab.PingOptions{})
 	if got := m.allocated(t); len(got) != 0 {
 		t.Errorf("%v are allocated after a refusal", got)
 	}
