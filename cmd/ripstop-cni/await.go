@@ -18,7 +18,7 @@ import (
 // readyLimit bounds the wait for what the kernel does by itself a moment later,
 // pollEvery is how often it is looked at.
 const (
-	readyLimit = 10 * time.Second
+	readyLimit = 30 * time.Second
 	pollEvery  = time.Millisecond
 )
 

@@ -13,8 +13,8 @@ import (
 )
 
 // runLimit bounds one run of the plugin. Runtimes have limits of their own,
-// of the order of minutes, and kill what exceeds them.
-const runLimit = time.Minute
+// four minutes for the kubelet's, and kill what exceeds them.
+const runLimit = 2 * time.Minute
 
 func main() {
 	skel.PluginMainFuncs(skel.CNIFuncs{
