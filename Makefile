@@ -2,8 +2,8 @@
 # they work in network namespaces of their own.
 
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null)
-LDFLAGS := -s -w -X github.com/ripstop-net/ripstop/cmd/internal/settings.version=$(VERSION)
-COMMANDS := ripstopd ripstop ripstop-lab
+LDFLAGS := -s -w -X github.com/ripstop-net/ripstop/cmd/internal/settings.version=$(VERSION) -X main.buildVersion=$(VERSION)
+COMMANDS := ripstopd ripstop ripstop-cni ripstop-lab
 # The linters and benchstat are run by version and are no part of the module.
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 ERRCHECK := github.com/kisielk/errcheck@v1.30.0
@@ -33,10 +33,11 @@ test:
 	$(if $(RACE),,@echo "no C compiler: without the race detector")
 	go test $(RACE) -shuffle=on -timeout 8m ./...
 
-# Tests against programs of a distribution: iptables with its legacy variant, nft
-# and conntrack (Debian's packages iptables, nftables and conntrack).
+# Tests against programs of a distribution: iptables with its legacy variant, nft,
+# conntrack and the standard CNI plugins (Debian's packages iptables, nftables,
+# conntrack and containernetworking-plugins).
 test-packages:
-	go test $(RACE) -tags packages -run 'Real|Texts|ConntrackShows' -count=1 -timeout 5m ./network/firewall ./network/lab
+	go test $(RACE) -tags packages -run 'Real|Texts|ConntrackShows' -count=1 -timeout 8m ./cmd/ripstop-cni ./network/firewall ./network/lab
 
 # The fault suite alone, with nothing beside it: a table of what was done, after
 # what time it had healed, and what pings between pods lost.
@@ -47,9 +48,9 @@ faults:
 lint:
 	@unformatted=$$(gofmt -l cmd subnet backend network); [ -z "$$unformatted" ] || { echo "gofmt: $$unformatted"; exit 1; }
 	go vet ./...
-	go vet -tags packages ./network/...
+	go vet -tags packages ./cmd/ripstop-cni ./network/...
 	go run $(STATICCHECK) ./...
-	go run $(STATICCHECK) -tags packages ./network/firewall ./network/lab
+	go run $(STATICCHECK) -tags packages ./cmd/ripstop-cni ./network/firewall ./network/lab
 	go run $(ERRCHECK) -ignoretests -exclude .errcheck ./...
 	go mod verify
 	go mod tidy -diff

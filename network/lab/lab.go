@@ -169,8 +169,10 @@ func (l *Lab) settle(ctx context.Context, h *Host) error {
 		return err
 	}
 	ready := time.Since(l.DaemonsStarted)
-	if err := h.addPods(ctx, l.opts.PodsPerNode); err != nil {
-		return err
+	if !l.opts.NoPods {
+		if err := h.addPods(ctx, l.opts.PodsPerNode); err != nil {
+			return err
+		}
 	}
 	env, err := h.Env()
 	if err != nil {

@@ -66,6 +66,8 @@ type Options struct {
 	MTUs []int
 	// PodsPerNode is 1 where it is 0.
 	PodsPerNode int
+	// NoPods leaves the pods, and their bridge, to others.
+	NoPods bool
 	// Dir receives logs, state and etcd's data, and stays. Where it is empty a
 	// temporary folder serves and is removed by Close.
 	Dir string
