@@ -46,6 +46,7 @@ type seen struct {
 // comes a listing.
 func (s *Store) Watch(ctx context.Context, to func(subnet.Change)) error {
 	out := newOutage(s.log, "watch")
+	s.watching.Store(out)
 	b := pauses(watchFirstWait, watchMostWait)
 	var seen seen
 	for {
