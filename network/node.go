@@ -15,6 +15,7 @@ import (
 	"github.com/ripstop-net/ripstop/backend/vxlan"
 	"github.com/ripstop-net/ripstop/network/converge"
 	"github.com/ripstop-net/ripstop/network/envfile"
+	"github.com/ripstop-net/ripstop/network/status"
 	"github.com/ripstop-net/ripstop/network/underlay"
 	"github.com/ripstop-net/ripstop/subnet"
 )
@@ -35,6 +36,13 @@ type Options struct {
 	// PeerGrace is how long peers are held whose records went with a store that
 	// is not the one it was; 0 turns that off.
 	PeerGrace time.Duration
+	// Listen is the TCP address at which the status is answered beside the socket
+	// in RunDir; "" for none.
+	Listen string
+	// Level is the log's, for whoever changes it while the node runs. Version is
+	// what the status says of the program.
+	Level   zap.AtomicLevel
+	Version string
 }
 
 // DefaultPeerGrace is time enough for every node of a large network to find
@@ -52,7 +60,7 @@ type Host interface {
 // Node is one node of the network. Run it once.
 type Node struct {
 	opts     Options
-	store    subnet.Store
+	store    observed
 	presence subnet.Presence
 	kernel   backend.Kernel
 	host     Host
@@ -61,6 +69,9 @@ type Node struct {
 
 	// What tests make shorter.
 	firstListing, twinPatience time.Duration
+
+	view    view
+	tracker status.Tracker
 
 	mu sync.Mutex
 	// trouble is why a node that came up is not ready any more.
@@ -77,10 +88,16 @@ const twinPatience = subnet.PresenceTTL + 15*time.Second
 
 // New joins a node's parts. Nothing happens before Run.
 func New(opts Options, store subnet.Store, presence subnet.Presence, kernel backend.Kernel, host Host, log *zap.Logger) *Node {
-	return &Node{
-		opts: opts, store: store, presence: presence, kernel: kernel, host: host, log: log, ready: make(chan struct{}),
+	if opts.Level == (zap.AtomicLevel{}) {
+		opts.Level = zap.NewAtomicLevel()
+	}
+	n := &Node{
+		opts: opts, presence: presence, kernel: kernel, host: host, log: log, ready: make(chan struct{}),
 		firstListing: firstListing, twinPatience: twinPatience,
 	}
+	n.view.started = time.Now()
+	n.store = observed{store, &n.view}
+	return n
 }
 
 // Ready is closed once the device stands, the entries of all peers have been
@@ -127,6 +144,11 @@ func (n *Node) run(ctx context.Context) error {
 		return err
 	}
 	defer unlock()
+	stop, err := n.observe(ctx)
+	if err != nil {
+		return err
+	}
+	defer stop()
 	id, err := token(n.opts.RunDir)
 	if err != nil {
 		return err
@@ -187,6 +209,7 @@ func (n *Node) prepare(ctx context.Context, saved *snapshot) (prepared, error) {
 	if err != nil {
 		return prepared{}, err
 	}
+	n.view.chose(cfg.Families(), choice)
 	self := vxlan.Self{Node: n.opts.Name, Options: opts}
 	var public subnet.PerFamily[netip.Addr]
 	for _, f := range cfg.Families() {
@@ -318,9 +341,12 @@ func (n *Node) serve(ctx context.Context, p prepared, lease subnet.Lease) error 
 	if p.saved != nil && p.saved.Lease.ID == lease.ID {
 		keeper.snapshot.Expires = p.saved.Expires
 	}
+	var standsIn *snapshot
 	if p.alone {
 		follower.begin()
+		standsIn = p.saved
 	}
+	n.view.serves(p, lease, loop, follower, standsIn)
 
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return loop.Run(ctx) })

@@ -33,6 +33,7 @@ func (n *Node) until(ctx context.Context, what string, kick <-chan struct{}, try
 		var given *backoff.PermanentError
 		switch {
 		case err == nil:
+			n.view.goesOn(what)
 			if said != "" {
 				n.log.Info("waiting is over", zap.String("for", what), zap.Int("tries", tries))
 			}
@@ -45,6 +46,7 @@ func (n *Node) until(ctx context.Context, what string, kick <-chan struct{}, try
 			return fmt.Errorf("%s: %w", what, err)
 		case err.Error() != said:
 			said = err.Error()
+			n.view.waits(what, err)
 			n.log.Warn("waiting", zap.String("for", what), zap.Error(err))
 		}
 		pause := time.NewTimer(pauses.NextBackOff())

@@ -39,6 +39,8 @@ type failure struct {
 	times int
 	until time.Time
 	waits bool
+	// foreign says that somebody else's thing is in the way.
+	foreign bool
 }
 
 // mostSaid bounds the lines of one pass; the rest is counted.
@@ -101,7 +103,7 @@ func (r *failing) add(failures []backend.Failure, now time.Time) (surprising boo
 		was := r.entries[id]
 		text := f.Err.Error()
 		waits := errors.Is(f.Err, backend.ErrBlocked)
-		is := failure{text: text, times: was.times + 1, waits: waits}
+		is := failure{text: text, times: was.times + 1, waits: waits, foreign: errors.Is(f.Err, backend.ErrInTheWay)}
 		longest := longestRetry
 		if id.Kind() <= backend.KindAddress {
 			longest = longestOwnRetry

@@ -32,7 +32,9 @@ type Loop struct {
 	kernel backend.Kernel
 	log    *zap.Logger
 	// kick wakes Run; it carries no data.
-	kick       chan struct{}
+	kick chan struct{}
+	// asked has what Run is to call between two passes.
+	asked      chan func()
 	converged  chan struct{}
 	auditEvery time.Duration
 
@@ -53,6 +55,7 @@ type Loop struct {
 	revision, reached int64
 	step              chan struct{}
 	stats             Stats
+	latest            Report
 
 	// The rest is Run's own. have is the mirror of the kernel, unread says why
 	// it is not to be trusted.
@@ -86,7 +89,7 @@ func New(kernel backend.Kernel, log *zap.Logger) *Loop {
 	}
 	return &Loop{
 		kernel: kernel, log: log, auditEvery: auditEvery,
-		kick: make(chan struct{}, 1), converged: make(chan struct{}), step: make(chan struct{}), reached: -1,
+		kick: make(chan struct{}, 1), asked: make(chan func()), converged: make(chan struct{}), step: make(chan struct{}), reached: -1,
 		dirty: map[backend.Entry]struct{}{}, unread: start,
 		failing: failing{log: log, entries: map[backend.Entry]failure{}},
 		fights:  fights{log: log, calm: calmAfter, most: mostFights, name: name, entries: map[backend.Entry]*fight{}},
@@ -177,8 +180,13 @@ func (l *Loop) converge(ctx context.Context) error {
 			return nil
 		case <-l.kick:
 		case <-timer.C:
+		case f := <-l.asked:
+			f()
+			continue
 		}
+		began := time.Now()
 		l.pass(ctx)
+		l.note(began)
 		if next := l.next(); !next.IsZero() {
 			timer.Reset(time.Until(next))
 		}
