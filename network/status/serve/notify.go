@@ -45,7 +45,8 @@ func (n *notifier) every() time.Duration {
 
 // note tells what changed: that the node is ready, once, for systemd knows no
 // way back; and in a line how it is. The watchdog is fed while the loop answers.
-func (n *notifier) note(s status.Status, alive bool) {
+// It returns true when it has told of the first.
+func (n *notifier) note(s status.Status, alive bool) (ready bool) {
 	var lines []string
 	if s.Ready && !n.ready {
 		lines = append(lines, daemon.SdNotifyReady)
@@ -58,9 +59,11 @@ func (n *notifier) note(s status.Status, alive bool) {
 		lines = append(lines, daemon.SdNotifyWatchdog)
 		n.fed = time.Now()
 	}
+	was := n.ready
 	if len(lines) > 0 {
 		n.ready = n.send(lines...) && s.Ready || n.ready
 	}
+	return n.ready && !was
 }
 
 func (n *notifier) stopping() { n.send(daemon.SdNotifyStopping) }

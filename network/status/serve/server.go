@@ -60,6 +60,9 @@ const (
 const (
 	beatEvery  = time.Second
 	beatMissed = 30 * time.Second
+	// startEvery is beatEvery until the node is ready: who waits for that is to
+	// know at once.
+	startEvery = 200 * time.Millisecond
 )
 
 // Server answers. Run it once.
@@ -131,7 +134,7 @@ func (s *Server) answer(ctx context.Context, group *errgroup.Group, at net.Liste
 
 // pulse asks the loop for signs of life and hands them on to systemd.
 func (s *Server) pulse(ctx context.Context) error {
-	tick := time.NewTicker(min(beatEvery, s.notify.every()))
+	tick := time.NewTicker(min(startEvery, s.notify.every()))
 	defer tick.Stop()
 	defer s.notify.stopping()
 	asked, answered := false, make(chan struct{}, 1)
@@ -158,7 +161,9 @@ func (s *Server) pulse(ctx context.Context) error {
 		case <-tick.C:
 		}
 		if ctx.Err() == nil {
-			s.notify.note(s.status(), s.missed() == 0)
+			if s.notify.note(s.status(), s.missed() == 0) {
+				tick.Reset(min(beatEvery, s.notify.every()))
+			}
 		}
 	}
 	return group.Wait()
