@@ -69,6 +69,7 @@ type Node struct {
 
 	// What tests make shorter.
 	firstListing, twinPatience time.Duration
+	auditEvery                 time.Duration // 0 for the loop's own.
 
 	view    view
 	tracker status.Tracker
@@ -335,6 +336,9 @@ func (n *Node) serve(ctx context.Context, p prepared, lease subnet.Lease) error 
 		env.Networks[f] = p.config.Ranges[f].Network
 	}
 	loop := converge.New(n.kernel, n.log)
+	if n.auditEvery > 0 {
+		loop.SetAudit(n.auditEvery)
+	}
 	follower := newFollower(p, lease.Subnets, loop, own, n.opts.PeerGrace, n.log)
 	keeper := newKeeper(n.opts.StateDir, n.log, snapshot{Node: n.opts.Name, Config: p.text, Lease: lease}, follower.save)
 	follower.changed = keeper.changed

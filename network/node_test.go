@@ -47,7 +47,9 @@ type rig struct {
 	logs   *observer.ObservedLogs
 	node   *Node
 	cancel context.CancelFunc
-	done   chan error
+	// auditEvery is the loop's own where it is 0.
+	auditEvery time.Duration
+	done       chan error
 }
 
 func newRig(t *testing.T) *rig {
@@ -67,6 +69,7 @@ func (r *rig) start() {
 	r.logs = logs
 	r.node = New(r.opts, r.store, r.store, r.kernel, r.host, zap.New(core))
 	r.node.firstListing, r.node.twinPatience = 300*time.Millisecond, 500*time.Millisecond
+	r.node.auditEvery = r.auditEvery
 	ctx, cancel := context.WithCancel(context.Background())
 	r.cancel, r.done = cancel, make(chan error, 1)
 	go func() { r.done <- r.node.Run(ctx) }()

@@ -27,6 +27,9 @@ func (l *Loop) ask(ctx context.Context, f func()) error {
 	}
 }
 
+// SetAudit sets the mean time between audits, before Run.
+func (l *Loop) SetAudit(every time.Duration) { l.auditEvery = every }
+
 // Fact is what the loop knows of an entry.
 type Fact struct {
 	// Present tells whether the kernel has exactly this entry.
@@ -135,7 +138,6 @@ const (
 
 // note makes the report of a pass that began at the given time.
 func (l *Loop) note(began time.Time) {
-	problems := l.problems()
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	r := &l.latest
@@ -143,10 +145,23 @@ func (l *Loop) note(began time.Time) {
 	r.Took = r.Ended.Sub(began)
 	r.Times.add(r.Took)
 	r.Wanted = l.ledger.Want().Len()
-	r.Devices, r.Problems, r.Unread = l.devices(), problems, ""
+	r.Devices, r.Problems, r.Unread = l.devices(), l.problems(), ""
 	if l.failing.noDump != "" {
 		r.Unread = "kernel cannot be read: " + l.failing.noDump
 	}
+}
+
+// wanted is the entry that is wanted with an identity, or else the kernel's.
+func (l *Loop) wanted(id backend.Entry) backend.Entry {
+	if e, ok := l.ledger.Want().At(id); ok {
+		return e
+	}
+	if l.have != nil {
+		if e, ok := l.have.At(id); ok {
+			return e
+		}
+	}
+	return id
 }
 
 func (l *Loop) devices() []DeviceReport {
@@ -206,7 +221,7 @@ func (l *Loop) problems() []Problem {
 		if looked++; looked > mostLookedAt || len(out) == mostProblems {
 			break
 		}
-		p := Problem{Entry: id, Reason: f.text, Foreign: f.foreign}
+		p := Problem{Entry: l.wanted(id), Reason: f.text, Foreign: f.foreign}
 		if !f.waits {
 			out = append(out, p)
 		} else if len(waiting) < mostProblems {
@@ -222,7 +237,7 @@ func (l *Loop) problems() []Problem {
 			}
 			if f.said {
 				fought++
-				out = append(out, Problem{Entry: id, Fought: true, Reason: fmt.Sprintf("an outside hand (%s) undid it %d times", l.fights.name(f.by), f.times)})
+				out = append(out, Problem{Entry: l.wanted(id), Fought: true, Reason: fmt.Sprintf("an outside hand (%s) undid it %d times", l.fights.name(f.by), f.times)})
 			}
 		}
 	}

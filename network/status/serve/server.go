@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -114,13 +115,25 @@ func (s *Server) Run(ctx context.Context) error {
 
 // answer serves on a listener until ctx ends.
 func (s *Server) answer(ctx context.Context, group *errgroup.Group, at net.Listener, handler http.Handler, write time.Duration) {
+	var conns sync.WaitGroup // Close does not wait for those who answer.
 	server := &http.Server{
 		Handler: handler, ReadHeaderTimeout: headerTime, ReadTimeout: readTime, WriteTimeout: write, IdleTimeout: idleTime,
 		MaxHeaderBytes: maxHeader, ErrorLog: zap.NewStdLog(s.log.WithOptions(zap.IncreaseLevel(zap.ErrorLevel))),
 		BaseContext: func(net.Listener) context.Context { return ctx },
+		ConnState: func(_ net.Conn, is http.ConnState) {
+			switch is {
+			case http.StateNew:
+				conns.Add(1)
+			case http.StateClosed, http.StateHijacked:
+				conns.Done()
+			}
+		},
 	}
 	group.Go(func() error {
-		if err := server.Serve(at); !errors.Is(err, http.ErrServerClosed) {
+		err := server.Serve(at)
+		_ = server.Close() // It may have ended by itself.
+		conns.Wait()
+		if !errors.Is(err, http.ErrServerClosed) {
 			return fmt.Errorf("answer on %s: %w", at.Addr(), err)
 		}
 		return nil
