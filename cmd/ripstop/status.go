@@ -51,7 +51,11 @@ func showStatus(s screen, st status.Status, now time.Time, wide bool) {
 	for _, cond := range st.Conditions {
 		switch {
 		case !cond.OK:
-			s.field("", red, fmt.Sprintf("%s, since %s: %s", cond.Name, ago(cond.Since, now), cond.Reason))
+			why := cond.Reason
+			if cond.Name == status.EntriesRight && len(st.Loop.Problems) > 0 {
+				why = "see Problems"
+			}
+			s.field("", red, fmt.Sprintf("%s, for %s: %s", cond.Name, ago(cond.Since, now), why))
 		case cond.Reason != "":
 			s.field("", yellow, cond.Reason)
 		}
@@ -67,8 +71,8 @@ func showStatus(s screen, st status.Status, now time.Time, wide bool) {
 	}
 	for i, d := range st.Devices {
 		text := fmt.Sprintf("%s VNI %d, UDP port %d, MTU %d, %s, %s", d.Name, d.VNI, d.Port, d.MTU, d.MAC, orNone(list(d.Addresses)))
-		if d.Problem != "" {
-			text += ": " + d.Problem
+		if !d.Right {
+			text += ": not right, see above"
 		}
 		s.field(onlyFirst(i, "Device"), badIf(!d.Right), text)
 	}
@@ -90,7 +94,7 @@ func showPeers(s screen, p status.Peers) {
 	if p.PassedOver == 0 {
 		return
 	}
-	s.field("", yellow, fmt.Sprintf("%d records in the store are passed over:", p.PassedOver))
+	s.field("", yellow, count(p.PassedOver, "record in the store is", "records in the store are")+" passed over:")
 	for _, r := range p.Records {
 		s.field("", yellow, "  "+r.Key+": "+r.Reason)
 	}
@@ -105,12 +109,10 @@ func showLoop(s screen, l status.Loop, now time.Time, wide bool) {
 	if l.Unread != "" {
 		s.field("", red, l.Unread)
 	}
-	s.field("Drift", plain, fmt.Sprintf("%d entries mended that an outside hand had changed", l.Drift))
-	if l.Failing > 0 {
-		s.field("Failing", red, fmt.Sprintf("%d entries", l.Failing))
-	}
-	if l.Fought > 0 {
-		s.field("Fought for", red, fmt.Sprintf("%d entries: somebody else changes them again and again", l.Fought))
+	s.field("Drift", plain, count(int(l.Drift), "entry", "entries")+" mended that an outside hand had changed")
+	if l.Failing+l.Fought > 0 {
+		s.field("Problems", red, fmt.Sprintf("%s cannot be had, %s by an outside hand again and again",
+			count(l.Failing, "entry", "entries"), count(l.Fought, "is undone", "are undone")))
 	}
 	foreign := false
 	for _, p := range l.Problems {
@@ -130,7 +132,7 @@ func showLoop(s screen, l status.Loop, now time.Time, wide bool) {
 func leaseText(l status.Lease, now time.Time) string {
 	switch {
 	case !l.Held && l.Problem != "":
-		return l.Problem
+		return "not held, see above"
 	case !l.Held:
 		return "none"
 	case l.Reservation:
@@ -176,7 +178,7 @@ func ago(from, to time.Time) string {
 		unit = time.Minute
 	}
 	text := d.Truncate(unit).String()
-	if unit == time.Minute {
+	if d >= time.Minute && strings.HasSuffix(text, "m0s") {
 		text = strings.TrimSuffix(text, "0s")
 	}
 	return text
@@ -188,6 +190,13 @@ func seconds(s float64) string {
 		return d.Round(time.Microsecond).String()
 	}
 	return d.Round(time.Millisecond / 10).String()
+}
+
+func count(n int, one, many string) string {
+	if n == 1 {
+		return "1 " + one
+	}
+	return fmt.Sprintf("%d %s", n, many)
 }
 
 func clock(t time.Time) string { return t.Format("2006-01-02 15:04:05") }

@@ -179,7 +179,7 @@ func (l *Loop) devices() []DeviceReport {
 		}
 		out = append(out, d)
 	}
-	slices.SortFunc(out, func(a, b DeviceReport) int { return cmp.Compare(a.Device.Name, b.Device.Name) })
+	slices.SortFunc(out, func(a, b DeviceReport) int { return a.Device.Local.Compare(b.Device.Local) }) // IPv4 first.
 	return out
 }
 
