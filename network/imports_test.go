@@ -69,6 +69,8 @@ func TestImportsRunOneWay(t *testing.T) {
 		"go.etcd.io/etcd/client/v3":      {"subnet/etcd"},
 		"go.etcd.io/etcd/server/":        {"subnet/subnettest/etcdserver"},
 		"github.com/vishvananda/netlink": {"network/lab"},
+		"github.com/prometheus/":         {"network/status/serve"},
+		"github.com/coreos/go-systemd/":  {"network/status/serve"},
 	}
 	for name, p := range packages {
 		for _, i := range p.Imports {

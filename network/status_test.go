@@ -328,3 +328,27 @@ func TestEachMetricMoves(t *testing.T) {
 	}
 	t.Logf("%d series of ours, of which %d moved", len(all), len(moved))
 }
+
+// TestStoreState: stale is what is known to be away; what says nothing for longer
+// than it ever does is not.
+func TestStoreState(t *testing.T) {
+	now := time.Now()
+	for name, tc := range map[string]struct {
+		heard time.Time
+		saved bool
+		away  bool
+		want  status.StoreState
+	}{
+		"nothing known":        {time.Time{}, false, false, status.Unread},
+		"nothing known, away":  {time.Time{}, false, true, status.Unread},
+		"saved":                {time.Time{}, true, false, status.Stale},
+		"heard":                {now, false, false, status.Current},
+		"heard, away":          {now.Add(-time.Hour), false, true, status.Stale},
+		"heard, then silent":   {now.Add(-storeSilence - time.Second), false, false, status.Silent},
+		"heard, between signs": {now.Add(-45 * time.Second), false, false, status.Current},
+	} {
+		if got := storeState(status.Store{Heard: tc.heard, Saved: tc.saved}, now, tc.away); got != tc.want {
+			t.Errorf("%s: %s, want %s", name, got, tc.want)
+		}
+	}
+}

@@ -148,9 +148,9 @@ func TestReadinessOfALivingDaemon(t *testing.T) {
 // beside this one make them othersFactor times as long at most.
 const (
 	othersFactor = 10
-	statusLimit = 100 * time.Millisecond
-	scrapeLimit = 20 * time.Millisecond
-	pageLimit   = 50 * time.Millisecond
+	statusLimit  = 100 * time.Millisecond
+	scrapeLimit  = 20 * time.Millisecond
+	pageLimit    = 50 * time.Millisecond
 )
 
 // TestAnswersWithManyPeers measures how long a daemon with 10,000 peers takes to
