@@ -41,7 +41,6 @@ func (s *Store) releaseOnce(ctx context.Context, l subnet.Lease) error {
 	}
 	resp, err := s.commit(ctx, []clientv3.Cmp{
 		clientv3.Compare(clientv3.ModRevision(h.key), "=", kv.ModRevision),
-		clientv3.Compare(clientv3.LeaseValue(h.key), "=", l.ID),
 	}, clientv3.OpDelete(h.key))
 	switch {
 	case err != nil:
