@@ -11,6 +11,9 @@ const mostFlushed = 32
 func (s *State) Correct(changes []Change) (news []Change, doubt bool) {
 	flushed := 0
 	for _, c := range changes {
+		if c.Freed {
+			continue
+		}
 		if !c.Gone {
 			if !s.Has(c.Entry) {
 				s.Put(c.Entry)
@@ -23,11 +26,11 @@ func (s *State) Correct(changes []Change) (news []Change, doubt bool) {
 			continue
 		}
 		news = append(news, c)
-		if via, ok := at.(Nexthop); ok && s.users[via] > 0 {
+		if via, ok := at.(Nexthop); ok && s.usersOf(via) > 0 {
 			if flushed++; flushed > mostFlushed {
 				return news, true
 			}
-			for _, r := range s.dropRoutes(s.users[via], func(r Route) bool { return r.Via == via }) {
+			for _, r := range s.dropRoutes(s.usersOf(via), func(r Route) bool { return r.Via == via }) {
 				news = append(news, Change{Entry: r, Gone: true, By: c.By})
 			}
 		}

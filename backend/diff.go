@@ -75,7 +75,7 @@ func (d *differ) emit(ops ...Op) {
 func (d *differ) makeWay() {
 	d.remove(KindRoute, func(e Entry) bool {
 		have := e.(Route)
-		want, ok := d.want.routes[have.key()]
+		want, ok := d.want.routeAt(have)
 		return ok && have.Dst.Addr().Is6() && have.Via.Dev != want.Via.Dev
 	})
 }

@@ -56,9 +56,11 @@ type Device struct {
 	MAC   MAC
 	// MTU is that of the inner packets, in bytes.
 	MTU int
-	// Down and Learning tell how an existing device differs from what is ever
-	// wanted and can be mended in place.
-	Down, Learning bool
+	// Down, Learning and LinkLocal tell how an existing device differs from what
+	// is ever wanted and can be mended in place. Down is also one whose carrier
+	// was taken away (protodown). With LinkLocal the kernel gives it link-local
+	// addresses of IPv6 (any IN6_ADDR_GEN_MODE but NONE).
+	Down, Learning, LinkLocal bool
 	// Misfit, where not empty, says how an existing device differs in what the
 	// kernel cannot change in place.
 	Misfit string
@@ -111,39 +113,19 @@ type Route struct {
 	Via Nexthop
 }
 
-// routeKey is what identifies a route to the kernel (fib_table_insert and
+// several tells whether the kernel can keep several destinations for the MAC:
+// then the destination is a part of the entry's identity.
+func (f FDB) several() bool { return f.MAC == (MAC{}) || f.MAC[0]&1 == 1 }
+
+// plain tells whether what identifies the route is its prefix alone. The
+// kernel's identity has table, metric and TOS as well (fib_table_insert and
 // fib6_add_rt2node compare just these).
-type routeKey struct {
-	dst           netip.Prefix
-	table, metric uint32
-	tos           uint8
+func (r Route) plain() bool {
+	return r.Table == 0 && r.Metric == 0 && r.TOS == 0 && r.Dst.IsValid() && fits(r.Dst.Addr())
 }
 
-type fdbKey struct {
-	dev    string
-	mac    MAC
-	remote netip.Addr // Set for a MAC that can have several.
-}
-
-type neighbourKey struct {
-	dev string
-	ip  netip.Addr
-}
-
-func (r Route) key() routeKey { return routeKey{r.Dst, r.Table, r.Metric, r.TOS} }
-
-func (f FDB) key() fdbKey {
-	k := fdbKey{dev: f.Dev, mac: f.MAC}
-	if f.MAC == (MAC{}) || f.MAC[0]&1 == 1 {
-		k.remote = f.Remote
-	}
-	return k
-}
-
-func (n Neighbour) key() neighbourKey { return neighbourKey{n.Dev, n.IP} }
-
-// fdbKey identifies the FDB entry that it needs.
-func (n Neighbour) fdbKey() fdbKey { return fdbKey{dev: n.Dev, mac: n.MAC} }
+// station identifies the FDB entry that it needs.
+func (n Neighbour) station() Entry { return FDB{Dev: n.Dev, MAC: n.MAC} }
 
 // plain is a stray's form, of which the neighbour is that it needs.
 func (n Nexthop) plain() Nexthop { return Nexthop{Dev: n.Dev, Gateway: n.Gateway} }
@@ -156,8 +138,11 @@ func Identity(e Entry) Entry {
 	case Device:
 		return Device{Name: e.Name}
 	case FDB:
-		k := e.key()
-		return FDB{Dev: k.dev, MAC: k.mac, Remote: k.remote}
+		id := FDB{Dev: e.Dev, MAC: e.MAC}
+		if e.several() {
+			id.Remote = e.Remote
+		}
+		return id
 	case Neighbour:
 		return Neighbour{Dev: e.Dev, IP: e.IP}
 	case Route:
@@ -214,6 +199,9 @@ func (d Device) String() string {
 	s := fmt.Sprintf("link %s vxlan id %d local %s dstport %d address %s mtu %d", d.Name, d.VNI, d.Local, d.Port, d.MAC, d.MTU)
 	if d.Learning {
 		s += " learning"
+	}
+	if d.LinkLocal {
+		s += " addrgenmode on"
 	}
 	if d.Down {
 		s += " down"

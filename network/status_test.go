@@ -215,7 +215,7 @@ func (a asked) series() map[string]float64 {
 func TestEachMetricMoves(t *testing.T) {
 	r := newRig(t)
 	r.opts.PeerGrace = 2 * time.Second
-	r.auditEvery = 500 * time.Millisecond
+	r.opts.AuditEvery = 500 * time.Millisecond
 	r.store.Sign(50 * time.Millisecond)
 	r.store.SetConfig(nil)
 	r.start()

@@ -2,7 +2,6 @@ package network
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net/netip"
 	"sync"
@@ -123,7 +122,7 @@ func (o observed) Hold(ctx context.Context, l subnet.Lease, alive func(until tim
 	}
 	v.lease.Held, v.lease.Problem, v.lease.Reservation = true, "", l.Reservation()
 	v.mu.Unlock()
-	err := o.Store.Hold(ctx, l, func(until time.Time) {
+	return o.Store.Hold(ctx, l, func(until time.Time) {
 		v.mu.Lock()
 		v.lease.Renewed, v.lease.Expires = time.Now(), until
 		v.lease.Renewals++
@@ -132,13 +131,14 @@ func (o observed) Hold(ctx context.Context, l subnet.Lease, alive func(until tim
 			alive(until)
 		}
 	})
-	if errors.Is(err, subnet.ErrLeaseLost) && ctx.Err() == nil {
-		v.mu.Lock()
-		v.lease.Held, v.lease.Problem = false, err.Error()
-		v.lease.Losses++
-		v.mu.Unlock()
-	}
-	return err
+}
+
+// lost notes that the lease is.
+func (v *view) lost(why error) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.lease.Held, v.lease.Problem = false, why.Error()
+	v.lease.Losses++
 }
 
 // Watch implements subnet.Store.

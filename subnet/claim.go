@@ -27,6 +27,9 @@ type Request struct {
 	// OnlyPrevious refuses any others also where the node has a record: it is
 	// for a node that serves its Previous at this moment.
 	OnlyPrevious bool
+	// Seen is a listing of a moment ago, by which the first try goes; nil asks
+	// for a fresh one. Another's write since then makes a try fail and no harm.
+	Seen *Listing
 }
 
 // TakenError says that the subnets which a node must have are another's.
@@ -71,8 +74,8 @@ const maxClaimTries = 1000
 // Errors that waiting does not mend are [*StrandedError] and what wraps
 // [ErrRefused]; [*ExhaustedError] lasts until a lease expires or the config grows.
 func Claim(ctx context.Context, store Store, cfg Config, req Request) (Lease, error) {
-	for range maxClaimTries {
-		seen, err := store.List(ctx)
+	for try := range maxClaimTries {
+		seen, err := req.list(ctx, store, try)
 		if err != nil {
 			return Lease{}, fmt.Errorf("list leases: %w", err)
 		}
@@ -90,6 +93,14 @@ func Claim(ctx context.Context, store Store, cfg Config, req Request) (Lease, er
 		return got, nil
 	}
 	return Lease{}, fmt.Errorf("claim a lease: lost %d races in a row", maxClaimTries)
+}
+
+// list is the listing by which a try goes.
+func (r Request) list(ctx context.Context, store Store, try int) (Listing, error) {
+	if try == 0 && r.Seen != nil {
+		return *r.Seen, nil
+	}
+	return store.List(ctx)
 }
 
 // choose decides on the lease to claim, and whether its record must be written
@@ -124,6 +135,34 @@ func choose(cfg Config, req Request, seen Listing) (want Lease, write bool, err 
 		chosen[f] = p
 	}
 	return req.lease(chosen), true, nil
+}
+
+// Standing finds the node's lease of just these subnets among the records, where
+// it is as the node itself would write it at this moment.
+func (r Request) Standing(cfg Config, seen Listing, of Subnets) (Lease, bool) {
+	r.Previous, r.OnlyPrevious = of, true
+	l, write, err := choose(cfg, r, seen)
+	return l, err == nil && !write
+}
+
+// Elsewhere finds a record that bears the node's name with another public address
+// than the node has, where there is none with its own.
+func (r Request) Elsewhere(seen Listing) (found Lease, ok bool) {
+	for _, l := range seen.Leases {
+		if l.Node != r.Self.Node {
+			continue
+		}
+		moved := false
+		for _, f := range Families {
+			at := l.Endpoints[f].PublicIP
+			moved = moved || at.IsValid() && r.Self.PublicIP[f].IsValid() && at != r.Self.PublicIP[f]
+		}
+		if !moved {
+			return Lease{}, false
+		}
+		found, ok = l, true
+	}
+	return found, ok
 }
 
 // eligible are the leases that the node may take up. Where its previous subnets

@@ -2,6 +2,7 @@ package subnet
 
 import (
 	"maps"
+	"slices"
 	"time"
 )
 
@@ -9,8 +10,10 @@ import (
 // says more about the store than about the peers. So peers whose records are
 // gone then are held for a grace time, in which their nodes claim again.
 
-// Of at least massPeers peers more than half must go in one change for it to be
-// taken for the store's fault.
+// Of at least massPeers peers more than half must go in one revision for it to be
+// taken for the store's fault: nodes that leave or die have a revision each.
+// A listing does not tell of revisions, so there it is half of all that went
+// since the one before.
 const massPeers = 10
 
 // silence is how long the store must have said nothing for that time not to
@@ -63,6 +66,9 @@ type Saved struct {
 // Save lists all peers for [Mirror.Restore], in the order of their subnets.
 func (m *Mirror) Save() (epoch string, revision int64, peers []Saved) {
 	for _, l := range m.Peers() {
+		if _, bad := m.bad[l.Subnets.Key()]; bad {
+			l.Modified = 0 // What was written then is not this.
+		}
 		peers = append(peers, Saved{l, m.held(l.Subnets)})
 	}
 	return m.epoch, m.revision, peers
@@ -73,7 +79,7 @@ func (m *Mirror) Save() (epoch string, revision int64, peers []Saved) {
 // held begins with that.
 func (m *Mirror) Restore(epoch string, revision int64, peers []Saved) {
 	m.epoch, m.revision = epoch, revision
-	touched := map[Subnets]Lease{}
+	touched := touched{}
 	for _, p := range peers {
 		if p.Held && m.grace.length > 0 {
 			m.grace.since[p.Lease.Subnets] = time.Time{}
@@ -112,13 +118,13 @@ func (m *Mirror) renewHolds(now time.Time) {
 	m.grace.due = now.Add(m.grace.length)
 }
 
-// doubtful tells whether a change that takes the records of gone says more
-// about the store than about them.
-func (m *Mirror) doubtful(c Change, gone []Subnets) bool {
-	if m.grace.length == 0 || !c.Whole && len(c.Gone) == 0 {
+// doubtful tells whether a change that takes the records of gone, perhaps of a
+// different store, says more about the store than about them.
+func (m *Mirror) doubtful(different bool, gone []Subnets) bool {
+	switch {
+	case m.grace.length == 0:
 		return false
-	}
-	if m.different(c) {
+	case different:
 		return true
 	}
 	peers := 0
@@ -133,11 +139,30 @@ func (m *Mirror) doubtful(c Change, gone []Subnets) bool {
 
 // different tells whether a listing is of another store than the one before.
 func (m *Mirror) different(c Change) bool {
-	return c.Whole && (c.Different || m.epoch != "" && c.Epoch != m.epoch || c.Revision < m.revision)
+	return c.Whole && (c.Different || m.epoch != "" && c.Epoch != m.epoch || c.Revision < m.revision ||
+		slices.ContainsFunc(c.Leases, m.contradicted))
+}
+
+// contradicted tells whether a listed lease has another past than was told. All
+// that was written up to the mirror's revision was told, so a record that was
+// written or made by then and is otherwise than was told is that of a store with
+// another history, such as one that was put back from a backup.
+func (m *Mirror) contradicted(l Lease) bool {
+	known, ok := m.leases.get(l.Subnets)
+	_, bad := m.bad[l.Subnets.Key()]
+	switch {
+	case !ok && !bad:
+		return m.listed && l.Created <= m.revision
+	case m.held(l.Subnets) || bad || known.Modified == 0: // Of the record that is there little was told.
+		return false
+	case l.Modified <= m.revision:
+		return l.Modified != known.Modified || l.Created != known.Created || l.ID != known.ID
+	}
+	return l.Created <= m.revision && l.Created != known.Created
 }
 
 // hold keeps a peer whose record is gone. What is no peer goes.
-func (m *Mirror) hold(s Subnets, now time.Time, touched map[Subnets]Lease) {
+func (m *Mirror) hold(s Subnets, now time.Time, touched touched) {
 	l, ok := m.peer(s)
 	if !ok {
 		m.set(s, Lease{}, touched)
@@ -153,14 +178,20 @@ func (m *Mirror) hold(s Subnets, now time.Time, touched map[Subnets]Lease) {
 
 // giveWay ends the holds of peers whose subnet or MAC somebody's record claims:
 // that of touched leases alone can have changed.
-func (m *Mirror) giveWay(touched map[Subnets]Lease) {
+func (m *Mirror) giveWay(touched touched) {
 	var out []Subnets
-	for s := range touched {
+	if len(m.grace.since) == 0 {
+		return
+	}
+	for key := range touched {
+		s := key.subnets()
 		if !m.held(s) {
 			continue
 		}
-		for _, c := range m.claimsOf(m.leases[s]) {
-			if !m.held(m.claims[c][0]) {
+		id, _ := m.leases.id(s)
+		var room [maxClaims]claim
+		for _, c := range m.claimsOf(room[:0], m.leases.at(id)) {
+			if !m.held(m.leases.at(m.claims.first[c]).key.subnets()) {
 				out = append(out, s)
 				break
 			}
@@ -174,7 +205,7 @@ func (m *Mirror) giveWay(touched map[Subnets]Lease) {
 
 // expire ends the holds whose time is over. It looks at all of them, but only
 // when the first is due.
-func (m *Mirror) expire(now time.Time, touched map[Subnets]Lease) {
+func (m *Mirror) expire(now time.Time, touched touched) {
 	g := &m.grace
 	if len(g.since) == 0 || now.Before(g.due) {
 		return

@@ -16,6 +16,9 @@ func (m MAC) String() string { return net.HardwareAddr(m[:]).String() }
 
 // ParseMAC reads an address of exactly six bytes.
 func ParseMAC(s string) (MAC, error) {
+	if m, ok := scanMAC(s); ok {
+		return m, nil
+	}
 	hw, err := net.ParseMAC(s)
 	if err != nil || len(hw) != len(MAC{}) {
 		return MAC{}, fmt.Errorf("%q is not a 48-bit MAC address", s)

@@ -27,45 +27,42 @@ func (m *Mirror) SomeProblems(most int) map[string]string {
 
 // Page lists, in the order of their subnets, the first peers after the given
 // subnets that match, at most so many, and tells whether there are more. It
-// copies and judges little more than it returns.
+// copies little more than it returns.
 func (m *Mirror) Page(after Subnets, limit int, match func(Lease) bool) (page []Saved, more bool) {
-	first := &latestFirst{}
-	for s := range m.leases {
-		if after != (Subnets{}) && compareSubnets(s, after) <= 0 {
+	first, from := &latestFirst{}, after.pack()
+	for _, l := range m.leases.all() {
+		if !l.peer || after != (Subnets{}) && l.key.compare(from) <= 0 {
 			continue
 		}
 		full := first.Len() > limit // One beyond the limit tells that there are more.
-		if full && compareSubnets(s, (*first)[0]) >= 0 {
-			continue
-		}
-		if l, ok := m.peer(s); !ok || !match(l) {
+		if full && l.key.compare((*first)[0].key) >= 0 || !match(l.lease()) {
 			continue
 		}
 		if full {
-			(*first)[0] = s
+			(*first)[0] = l
 			heap.Fix(first, 0)
 			continue
 		}
-		heap.Push(first, s)
+		heap.Push(first, l)
 	}
 	if more = first.Len() > limit; more {
 		heap.Pop(first)
 	}
 	page = make([]Saved, first.Len())
 	for i := len(page) - 1; i >= 0; i-- {
-		s := heap.Pop(first).(Subnets)
-		page[i] = Saved{Lease: m.leases[s], Held: m.held(s)}
+		l := heap.Pop(first).(*packedLease).lease()
+		page[i] = Saved{Lease: l, Held: m.held(l.Subnets)}
 	}
 	return page, more
 }
 
 // latestFirst is a heap with the greatest at its head.
-type latestFirst []Subnets
+type latestFirst []*packedLease
 
 func (h latestFirst) Len() int           { return len(h) }
-func (h latestFirst) Less(i, j int) bool { return compareSubnets(h[i], h[j]) > 0 }
+func (h latestFirst) Less(i, j int) bool { return h[i].key.compare(h[j].key) > 0 }
 func (h latestFirst) Swap(i, j int)      { h[i], h[j] = h[j], h[i] }
-func (h *latestFirst) Push(x any)        { *h = append(*h, x.(Subnets)) }
+func (h *latestFirst) Push(x any)        { *h = append(*h, x.(*packedLease)) }
 func (h *latestFirst) Pop() any {
 	last := len(*h) - 1
 	x := (*h)[last]

@@ -8,9 +8,9 @@ import (
 	"time"
 )
 
-// manyPeers is a mirror with n sound peers, and among them a few records that
+// mirrorOf is a mirror with n sound peers, and among them a few records that
 // are none.
-func manyPeers(t testing.TB, n int) *Mirror {
+func mirrorOf(t testing.TB, n int) *Mirror {
 	t.Helper()
 	cfg, err := ParseConfig([]byte(`{"Network": "10.0.0.0/8"}`))
 	if err != nil {
@@ -38,7 +38,7 @@ func manyPeers(t testing.TB, n int) *Mirror {
 // TestPagesTogetherAreAllPeers, whatever their size and the order of a map.
 func TestPagesTogetherAreAllPeers(t *testing.T) {
 	for _, n := range []int{0, 1, 2, 7, 300} {
-		m := manyPeers(t, n)
+		m := mirrorOf(t, n)
 		all := m.Peers()
 		if len(all) != n || m.Count() != n {
 			t.Fatalf("%d peers, %d counted, want %d", len(all), m.Count(), n)
@@ -65,7 +65,7 @@ func TestPagesTogetherAreAllPeers(t *testing.T) {
 }
 
 func TestPageOfThoseThatMatch(t *testing.T) {
-	m := manyPeers(t, 300)
+	m := mirrorOf(t, 300)
 	page, more := m.Page(Subnets{}, 10, func(l Lease) bool { return l.Node == "node7" })
 	if len(page) != 2 || more || page[0].Lease.Subnets[0].String() != "10.1.14.0/24" || page[1].Lease.Subnets[0].String() != "10.1.15.0/24" {
 		t.Errorf("got %v, more %v", page, more)
@@ -77,7 +77,7 @@ func TestPageOfThoseThatMatch(t *testing.T) {
 
 // BenchmarkFirstPage of 10,000 peers, 100 to a page.
 func BenchmarkFirstPage(b *testing.B) {
-	m := manyPeers(b, 10000)
+	m := mirrorOf(b, 10000)
 	for b.Loop() {
 		if page, more := m.Page(Subnets{}, 100, func(Lease) bool { return true }); len(page) != 100 || !more {
 			b.Fatal(len(page))

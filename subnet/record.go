@@ -25,6 +25,9 @@ type vtepJSON struct {
 	VtepMAC string
 }
 
+// vxlan is the type of backend whose data is read here.
+const vxlan = "vxlan"
+
 // noIPv4 fills PublicIP in a record without IPv4, as flannel writes it.
 const noIPv4 = "0.0.0.0"
 
@@ -35,18 +38,28 @@ var noSubnet4 = netip.PrefixFrom(netip.IPv4Unspecified(), 0)
 // "10.5.5.0-24&fd00:10:5:1f::-64" with both families. IPv6 alone has
 // "0.0.0.0-0" for the missing IPv4 subnet.
 func (s Subnets) Key() string {
+	var room [maxKey]byte
+	return string(s.appendKey(room[:0]))
+}
+
+// maxKey is room for any key: two addresses with their lengths.
+const maxKey = 80
+
+func (s Subnets) appendKey(b []byte) []byte {
 	four := s[V4]
 	if !four.IsValid() {
 		four = noSubnet4
 	}
-	key := dashed(four)
+	b = appendDashed(b, four)
 	if s[V6].IsValid() {
-		key += "&" + dashed(s[V6])
+		b = appendDashed(append(b, '&'), s[V6])
 	}
-	return key
+	return b
 }
 
-func dashed(p netip.Prefix) string { return p.Addr().String() + "-" + strconv.Itoa(p.Bits()) }
+func appendDashed(b []byte, p netip.Prefix) []byte {
+	return strconv.AppendInt(append(p.Addr().AppendTo(b), '-'), int64(p.Bits()), 10)
+}
 
 // ParseKey reads the last part of a record's key. It takes exactly what
 // [Subnets.Key] writes: a key with host bits set, leading zeros or another
@@ -71,7 +84,8 @@ func ParseKey(key string) (Subnets, error) {
 			return Subnets{}, fmt.Errorf("key contradicts itself: %s is not the base address of a /%d", p.Addr(), p.Bits())
 		}
 	}
-	if s.Key() != key {
+	var room [maxKey]byte
+	if string(s.appendKey(room[:0])) != key {
 		return Subnets{}, fmt.Errorf("key is not in its plain form, which is %q", s.Key())
 	}
 	return s, nil
@@ -130,9 +144,12 @@ func ParseRecord(key string, value []byte) (Lease, error) {
 	if err != nil {
 		return Lease{}, err
 	}
-	var rec recordJSON
-	if err := decodeOne(value, &rec); err != nil {
-		return Lease{}, fmt.Errorf("value: %w", err)
+	rec, ok := scanRecord(value)
+	if !ok {
+		rec = recordJSON{}
+		if err := decodeOne(value, &rec); err != nil {
+			return Lease{}, fmt.Errorf("value: %w", err)
+		}
 	}
 	l := Lease{Subnets: s, Node: rec.Node, Backend: rec.BackendType}
 	if l.Node != "" {
@@ -163,12 +180,15 @@ func ParseRecord(key string, value []byte) (Lease, error) {
 
 // parseVTEP reads a VXLAN endpoint's data; other backends' is not ours to read.
 func parseVTEP(backend string, data json.RawMessage) (uint32, MAC, error) {
-	if backend != "vxlan" || len(data) == 0 || string(data) == "null" {
+	if backend != vxlan || len(data) == 0 || string(data) == "null" {
 		return 0, MAC{}, nil
 	}
-	var v vtepJSON
-	if err := decodeOne(data, &v); err != nil {
-		return 0, MAC{}, err
+	v, ok := scanVTEP(data)
+	if !ok {
+		v = vtepJSON{}
+		if err := decodeOne(data, &v); err != nil {
+			return 0, MAC{}, err
+		}
 	}
 	if v.VtepMAC == "" {
 		return 0, MAC{}, errors.New("VtepMAC is missing")

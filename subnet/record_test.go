@@ -1,7 +1,9 @@
 package subnet
 
 import (
+	"net"
 	"net/netip"
+	"reflect"
 	"strings"
 	"testing"
 )
@@ -179,4 +181,80 @@ func FuzzParseRecord(f *testing.F) {
 			t.Fatalf("round trip\n was %+v\n now %+v", l, again)
 		}
 	})
+}
+
+// FuzzUsualFormIsReadAsAnyOther: what is read without encoding/json means what
+// it means to encoding/json.
+func FuzzUsualFormIsReadAsAnyOther(f *testing.F) {
+	for _, s := range samples {
+		f.Add([]byte(s.value))
+		l := s.lease
+		l.Node = "node-a"
+		f.Add(l.Record())
+	}
+	f.Add([]byte(`{"PublicIP":"10.99.0.1","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":01,"VtepMAC":"d6:95:53:df:61:d5"}}`))
+	f.Add([]byte(`{"PublicIP":"10.99.0.1","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":4294967296,"VtepMAC":""}}`))
+	f.Add([]byte(`{"PublicIP":"\u0031","PublicIPv6":null}`))
+	f.Add([]byte("{\"PublicIP\":\"\xff\",\"PublicIPv6\":\"\"}"))
+	f.Fuzz(func(t *testing.T, value []byte) {
+		got, ok := scanRecord(value)
+		if !ok {
+			return
+		}
+		var want recordJSON
+		if err := decodeOne(value, &want); err != nil {
+			t.Fatalf("%q was read: %v", value, err)
+		}
+		if !reflect.DeepEqual(got, want) {
+			t.Fatalf("%q\nread as %+v\nwant    %+v", value, got, want)
+		}
+		for _, data := range [][]byte{got.BackendData, got.BackendV6Data} {
+			got, ok := scanVTEP(data)
+			var want vtepJSON
+			if err := decodeOne(data, &want); ok && (err != nil || got != want) {
+				t.Fatalf("%q read as %+v, want %+v, %v", data, got, want, err)
+			}
+			m, ok := scanMAC(got.VtepMAC)
+			if hw, err := net.ParseMAC(got.VtepMAC); ok && (err != nil || string(hw) != string(m[:])) {
+				t.Fatalf("%q read as %s, want %s, %v", got.VtepMAC, m, hw, err)
+			}
+		}
+	})
+}
+
+// TestRecordsAreReadWithFewAllocations: as they are written, without
+// encoding/json, at a start of a node among tens of thousands.
+func TestRecordsAreReadWithFewAllocations(t *testing.T) {
+	l := samples[0].lease
+	l.Node = "node-a"
+	key, value := l.Subnets.Key(), l.Record()
+	got := testing.AllocsPerRun(100, func() {
+		if _, err := ParseRecord(key, value); err != nil {
+			t.Fatal(err)
+		}
+	})
+	if got > 6 {
+		t.Errorf("%v allocations", got)
+	}
+}
+
+func BenchmarkParseRecord(b *testing.B) {
+	l := samples[0].lease
+	l.Node = "node-a"
+	key, value := l.Subnets.Key(), l.Record()
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := ParseRecord(key, value); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+func BenchmarkRecord(b *testing.B) {
+	l := samples[0].lease
+	l.Node = "node-a"
+	b.ReportAllocs()
+	for b.Loop() {
+		_ = l.Record()
+	}
 }

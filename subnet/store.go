@@ -52,7 +52,7 @@ type Store interface {
 	// order, from the same goroutine, until ctx ends; then it returns nil. On
 	// any doubt whether a change was missed it gives a whole listing again, and
 	// says so if the store is not the one of the listing before. It returns an
-	// error only where the store refuses.
+	// error only where the store refuses the first listing.
 	//
 	// Now and then, and when the store is back after it was away, it gives an
 	// empty change: the store has answered and there is no news.
@@ -85,11 +85,15 @@ func (l Listing) Holds(s Subnets) bool {
 	return false
 }
 
-// Change is one step in the store's life.
+// Change is one step in the store's life: all that one revision did to records,
+// a change of the config, or everything.
 type Change struct {
 	// Whole means that Leases and Bad are all there is, as of Revision: what
 	// they lack is gone.
-	Whole    bool
+	Whole bool
+	// Revision says that all changes of records up to it have been told, this one
+	// included. A change of the config alone is told when it is heard of, and
+	// need not advance it.
 	Revision int64
 	// Epoch is the listing's where the change is whole. Different means that the
 	// store is not the one that was told of before: what its listing lacks may

@@ -27,9 +27,6 @@ func (l *Loop) ask(ctx context.Context, f func()) error {
 	}
 }
 
-// SetAudit sets the mean time between audits, before Run.
-func (l *Loop) SetAudit(every time.Duration) { l.auditEvery = every }
-
 // Fact is what the loop knows of an entry.
 type Fact struct {
 	// Present tells whether the kernel has exactly this entry.
@@ -49,7 +46,7 @@ func (l *Loop) Facts(ctx context.Context, entries []backend.Entry) ([]Fact, erro
 			f := &out[i]
 			f.Present = l.have != nil && l.have.Has(e)
 			if known, ok := l.failing.entries[id]; ok {
-				f.Failing, f.Foreign = known.text, known.foreign
+				f.Failing, f.Foreign = known.text, known.blocked
 			}
 			if known, ok := l.fights.entries[id]; ok {
 				f.Fought = known.said
@@ -146,8 +143,8 @@ func (l *Loop) note(began time.Time) {
 	r.Times.add(r.Took)
 	r.Wanted = l.ledger.Want().Len()
 	r.Devices, r.Problems, r.Unread = l.devices(), l.problems(), ""
-	if l.failing.noDump != "" {
-		r.Unread = "kernel cannot be read: " + l.failing.noDump
+	if l.noDump != "" {
+		r.Unread = "kernel cannot be read: " + l.noDump
 	}
 }
 
@@ -221,7 +218,7 @@ func (l *Loop) problems() []Problem {
 		if looked++; looked > mostLookedAt || len(out) == mostProblems {
 			break
 		}
-		p := Problem{Entry: l.wanted(id), Reason: f.text, Foreign: f.foreign}
+		p := Problem{Entry: l.wanted(id), Reason: f.text, Foreign: f.blocked}
 		if !f.waits {
 			out = append(out, p)
 		} else if len(waiting) < mostProblems {

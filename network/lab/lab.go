@@ -70,7 +70,7 @@ func (l *Lab) start(ctx context.Context) (err error) {
 	if err := l.startEtcd(ctx); err != nil {
 		return err
 	}
-	l.say("etcd: %s", l.endpoint())
+	l.say("etcd: %s", l.EtcdURL())
 	for i := range l.opts.Nodes {
 		if _, err := l.plugHost(ctx, i+1); err != nil {
 			return err
@@ -102,7 +102,7 @@ func (l *Lab) startEtcd(ctx context.Context) (err error) {
 	}
 	l.Etcd, err = etcdserver.Start(ctx, etcdserver.Options{
 		Dir:             dir,
-		ListenClientURL: l.endpoint(),
+		ListenClientURL: l.EtcdURL(),
 		Run:             func(cmd *exec.Cmd) error { return l.etcdNS.Start(cmd) },
 	})
 	if err != nil {
@@ -111,8 +111,8 @@ func (l *Lab) startEtcd(ctx context.Context) (err error) {
 	return l.SetConfig(ctx, l.opts.Config)
 }
 
-// endpoint is etcd's URL as the hosts use it.
-func (l *Lab) endpoint() string {
+// EtcdURL is etcd's URL as the hosts use it.
+func (l *Lab) EtcdURL() string {
 	f := l.opts.Mode.Families()[0]
 	return "http://" + net.JoinHostPort(l.EtcdAddress(f).String(), etcdPort)
 }

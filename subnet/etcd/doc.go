@@ -8,7 +8,7 @@
 //	<p>/subnets/<key>   one record per lease, on an etcd lease that its holder keeps alive
 //	<p>/ripstop/epoch   a random name of this store's life: another means another store
 //	<p>/ripstop/nodes/  one key per living node, on an etcd lease of a minute
-//	<p>/ripstop/claim   the lock under which pairs of subnets are claimed, held for moments
+//	<p>/ripstop/claim   the lock under which IPv6 subnets are claimed, held for moments
 //
 // Nothing else is ever written below <p>/subnets.
 package etcd

@@ -11,6 +11,7 @@ import (
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/ripstop-net/ripstop/subnet"
@@ -61,17 +62,21 @@ func (s *Store) listEpoch(ctx context.Context) (subnet.Listing, error) {
 }
 
 // errAnotherStore means that what answers cannot be taken for the store that
-// was listed.
-var errAnotherStore = errors.New("etcd is not the one it was")
+// was listed; errRecordLost that it can, but that this node's record is not what
+// it was, of which the watch may have missed more.
+var (
+	errAnotherStore = errors.New("etcd is not the one it was")
+	errRecordLost   = errors.New("this node's record is not the one it was")
+)
 
 // sameStore asks until it has an answer whether the store is the one that told
 // of what was seen. It returns nil also where ctx ends.
 func (s *Store) sameStore(ctx context.Context, seen *seen, out *outage) error {
 	b := pauses(watchFirstWait, cheapMostWait)
 	for {
-		err := s.checkStore(ctx, seen.epoch, seen.revision.Load())
+		err := s.checkStore(ctx, seen)
 		switch {
-		case err == nil, errors.Is(err, errAnotherStore):
+		case err == nil, errors.Is(err, errAnotherStore), errors.Is(err, errRecordLost):
 			return err
 		case ctx.Err() != nil:
 			return nil
@@ -85,38 +90,77 @@ func (s *Store) sameStore(ctx context.Context, seen *seen, out *outage) error {
 	}
 }
 
-// checkStore asks once. It reads the epoch and the records that are held, none
-// of which can have gone unnoticed while the watch works.
-func (s *Store) checkStore(ctx context.Context, epoch string, revision int64) error {
-	held := s.held.all()
-	ask := []clientv3.Op{clientv3.OpGet(s.epochKey())}
+// checkStore asks once. It reads the epoch, the record that was written last of
+// those told, and the records that are held, none of which can have gone
+// unnoticed while the watch works.
+func (s *Store) checkStore(ctx context.Context, seen *seen) error {
+	past, held := seen.get(), s.held.all()
+	// Asked for keys alone, etcd 3.7 and later says nothing of leases.
+	ask := []clientv3.Op{clientv3.OpGet(s.epochKey()), clientv3.OpGet(past.last().key(s))}
 	for _, h := range held {
 		ask = append(ask, clientv3.OpGet(h.key, clientv3.WithKeysOnly()))
 	}
-	ctx, cancel := s.limited(ctx)
+	rctx, cancel := s.limited(ctx)
 	defer cancel()
-	resp, err := s.client.Txn(ctx).Then(ask...).Commit()
+	resp, err := s.client.Txn(rctx).Then(ask...).Commit()
 	if err != nil {
 		return err
 	}
-	switch now := epochOf(resp.Header, resp.Responses[0].GetResponseRange().Kvs); {
+	found := func(i int) []*mvccpb.KeyValue { return resp.Responses[i].GetResponseRange().Kvs }
+	seen.hear(resp.Header)
+	switch now := epochOf(resp.Header, found(0)); {
 	case now == "":
 		return fmt.Errorf("%w: its epoch is gone", errAnotherStore)
-	case now != epoch:
+	case now != past.epoch:
 		return fmt.Errorf("%w: its epoch is another", errAnotherStore)
-	case resp.Header.Revision < revision:
-		return fmt.Errorf("%w: its revision went back from %d to %d", errAnotherStore, revision, resp.Header.Revision)
+	case resp.Header.Revision < past.highest:
+		return fmt.Errorf("%w: its revision went back from %d to %d", errAnotherStore, past.highest, resp.Header.Revision)
 	}
+	lost := ""
 	for i, h := range held {
-		switch kvs := resp.Responses[i+1].GetResponseRange().Kvs; {
+		switch kvs := found(i + 2); {
 		case !s.held.has(h): // Hold knows already.
 		case len(kvs) == 0:
-			return fmt.Errorf("%w: this node's record %s is gone", errAnotherStore, s.lastPart([]byte(h.key)))
+			lost = s.lastPart([]byte(h.key)) + " is gone"
 		case kvs[0].CreateRevision != h.created:
-			return fmt.Errorf("%w: this node's record %s was made anew", errAnotherStore, s.lastPart([]byte(h.key)))
+			lost = s.lastPart([]byte(h.key)) + " was made anew"
 		}
 	}
+	known, err := s.sameHistory(ctx, past.last(), found(1))
+	switch {
+	case err != nil:
+		return err
+	case lost != "" && !known:
+		// The doubt costs little where it is wrong: peers that left are held for a while.
+		return fmt.Errorf("%w, or nobody can tell: this node's record %s, and what led to it is compacted", errAnotherStore, lost)
+	case lost != "":
+		return fmt.Errorf("%w: %s", errRecordLost, lost)
+	}
 	return nil
+}
+
+// sameHistory tells whether the record that was written last of those told is in
+// the store's history as it was told; known is false where etcd has compacted
+// that. A store that was put back from a backup of before that write does not
+// have it, whatever has been written to it since: etcd numbers its leases by the
+// clock (idutil.Generator).
+func (s *Store) sameHistory(ctx context.Context, last witness, now []*mvccpb.KeyValue) (known bool, err error) {
+	if last == (witness{}) || last.isIn(now) {
+		return last != witness{}, nil
+	}
+	// It has changed since, or it was never there.
+	ctx, cancel := s.limited(ctx)
+	defer cancel()
+	then, err := s.client.Get(ctx, last.key(s), clientv3.WithRev(last.modified))
+	switch {
+	case errors.Is(err, rpctypes.ErrCompacted):
+		return false, nil
+	case err == nil && last.isIn(then.Kvs):
+		return true, nil
+	case err == nil, errors.Is(err, rpctypes.ErrFutureRev):
+		return false, fmt.Errorf("%w: it has no record %s of revision %d", errAnotherStore, last.record, last.modified)
+	}
+	return false, err
 }
 
 // heldRecord is a record that a Hold is about.

@@ -2,7 +2,6 @@ package etcd
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -164,43 +163,6 @@ func TestCutLinkMissesNothing(t *testing.T) {
 		}
 	}
 	wantHeld(t, done)
-}
-
-// TestHeldRecordMadeAnewIsAnotherStore: a store that was put back from a backup
-// has the old epoch.
-func TestHeldRecordMadeAnewIsAnotherStore(t *testing.T) {
-	t.Parallel()
-	s := open(t, Options{Endpoints: []string{shared.URL()}, Prefix: newPrefix()})
-	s.checkEvery = 200 * time.Millisecond
-	l := mustWrite(t, s, testLease())
-	r := subnettest.Record(t, s)
-	r.Next()
-	remove := s.held.add(heldRecord{s.recordKey(l.Subnets), l.Created})
-	r.Silent(time.Second)
-	remove()
-	for _, h := range []heldRecord{{s.recordKey(l.Subnets), l.Created - 1}, {s.recordsKey() + "10.5.2.0-24", 1}} {
-		remove = s.held.add(h)
-		if c := r.Next(); !c.Whole || !c.Different || len(c.Leases) != 1 {
-			t.Errorf("told %+v", c)
-		}
-		remove()
-	}
-}
-
-// TestRevisionThatWentBackIsAnotherStore though the epoch is the same.
-func TestRevisionThatWentBackIsAnotherStore(t *testing.T) {
-	t.Parallel()
-	s := open(t, Options{Endpoints: []string{shared.URL()}, Prefix: newPrefix()})
-	l, err := s.listEpoch(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := s.checkStore(t.Context(), l.Epoch, l.Revision); err != nil {
-		t.Error(err)
-	}
-	if err := s.checkStore(t.Context(), l.Epoch, l.Revision+1_000_000); !errors.Is(err, errAnotherStore) {
-		t.Errorf("got %v", err)
-	}
 }
 
 func TestAuditListsAgainWithoutAWord(t *testing.T) {

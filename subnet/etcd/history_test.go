@@ -313,12 +313,14 @@ func TestNoTwoNodesEverHoldOverlappingSubnets(t *testing.T) {
 		single = `{"Network":"10.5.0.0/16","SubnetMin":"10.5.1.0","SubnetMax":"10.5.10.0"}`
 		pairs  = `{"EnableIPv6":true,"Network":"10.5.0.0/16","SubnetMin":"10.5.1.0","SubnetMax":"10.5.10.0",` +
 			`"IPv6Network":"fd00:10:5::/48","IPv6SubnetMin":"fd00:10:5:1::","IPv6SubnetMax":"fd00:10:5:a::"}`
+		six = `{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fd00:10:5::/48","IPv6SubnetMin":"fd00:10:5:1::","IPv6SubnetMax":"fd00:10:5:a::"}`
 	)
 	for name, configs := range map[string][2]string{
 		"one family": {single, single},
 		"pairs":      {pairs, pairs},
 		// As while the config of a network is changed, node after node.
-		"mixed": {single, pairs},
+		"IPv4 beside pairs": {single, pairs},
+		"IPv6 beside pairs": {six, pairs},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -83,7 +83,14 @@ func (h *holder) renew(ctx context.Context, alive func(until time.Time)) error {
 		case ctx.Err() != nil:
 			return nil
 		case errors.Is(err, rpctypes.ErrLeaseNotFound):
-			return fmt.Errorf("%w: its etcd lease %x has ended", subnet.ErrLeaseLost, h.current())
+			var moved int64
+			if moved, err = h.move(ctx, 0); err == nil && moved == 0 {
+				return fmt.Errorf("%w: its etcd lease %x has ended", subnet.ErrLeaseLost, h.current())
+			}
+			if err == nil { // The record was there without it.
+				ttl, renewed = time.Duration(moved)*time.Second, time.Now()
+				continue
+			}
 		case err == nil:
 			out.back()
 			b.Reset()

@@ -192,6 +192,62 @@ func TestHoldOutlivesItsTime(t *testing.T) {
 	}
 }
 
+// TestRecordOutlivesItsLease: should etcd lose a lease and keep its keys, the
+// record gets a fresh one, for nothing else would ever end it.
+func TestRecordOutlivesItsLease(t *testing.T) {
+	t.Parallel()
+	type held = <-chan error
+	for name, goOn := range map[string]func(*testing.T, *Store, subnet.Lease, held){
+		"while it is held": func(t *testing.T, _ *Store, _ subnet.Lease, done held) {
+			t.Cleanup(func() { wantHeld(t, done) })
+		},
+		"when it is claimed again": func(t *testing.T, s *Store, l subnet.Lease, _ held) {
+			cfg, err := subnet.ParseConfig([]byte(`{"Network":"10.5.0.0/16"}`))
+			if err != nil {
+				t.Fatal(err)
+			}
+			l, err = subnet.Claim(t.Context(), s, cfg, subnet.Request{Self: subnet.Identity{Node: l.Node}, Backend: l.Backend, Endpoints: l.Endpoints})
+			if err != nil {
+				t.Fatal(err)
+			}
+			holding(t, s, l)
+		},
+		"when something else is written": func(t *testing.T, s *Store, l subnet.Lease, _ held) {
+			l.Endpoints[subnet.V4].VNI = 7
+			if got := mustWrite(t, s, l); got.ID == l.ID || got.Created != l.Created {
+				t.Errorf("wrote %+v over %+v", got, l)
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			srv := server(t, etcdserver.Options{})
+			s := open(t, Options{Endpoints: []string{srv.URL()}, LeaseTTL: 5 * time.Second})
+			l := mustWrite(t, s, testLease())
+			var done held
+			if name == "while it is held" {
+				done = holding(t, s, l)
+			}
+			if err := srv.ForgetLeases(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			h := newHand(t, srv.URL(), DefaultPrefix)
+			if h.lease(l.Subnets.Key()) != clientv3.LeaseID(l.ID) {
+				t.Fatal("the record is not there")
+			}
+			if ttl, err := h.c.TimeToLive(t.Context(), clientv3.LeaseID(l.ID)); err != nil || ttl.TTL != -1 {
+				t.Fatalf("the lease is there: %+v, %v", ttl, err)
+			}
+			goOn(t, s, l, done)
+			eventually(t, "a fresh lease", func() bool {
+				id := h.lease(l.Subnets.Key())
+				ttl, err := h.c.TimeToLive(t.Context(), id)
+				return err == nil && id != clientv3.LeaseID(l.ID) && ttl.TTL > 0
+			})
+		})
+	}
+}
+
 // TestHoldChangesTime takes up a lease that lives longer, as flannel leaves one
 // behind: it is moved to one of the store's own time, once.
 func TestHoldChangesTime(t *testing.T) {

@@ -26,7 +26,9 @@ type Store struct {
 	leases pb.LeaseClient
 	log    *zap.Logger
 
-	held *heldRecords
+	held      *heldRecords
+	sightings sightings
+	recent    recent
 	// watching is the latest Watch's.
 	watching atomic.Pointer[outage]
 
@@ -108,7 +110,7 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 	return &Store{
 		opts: o, tls: tlsConfig, client: client, log: o.Log,
 		leases: clientv3.RetryLeaseClient(client), held: newHeldRecords(),
-		pageSize: pageSize, checkEvery: checkEvery, auditEvery: auditEvery, presenceTTL: subnet.PresenceTTL,
+		pageSize: pageSize, checkEvery: checkEvery, auditEvery: auditEvery, presenceTTL: o.PresenceTTL,
 	}, nil
 }
 

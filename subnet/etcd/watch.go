@@ -4,8 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"go.etcd.io/etcd/api/v3/mvccpb"
@@ -31,19 +31,15 @@ var errWatchEnded = errors.New("watch ended")
 // errAudit ends a watch for a listing that nothing asked for.
 var errAudit = errors.New("time for an audit")
 
-// seen is how far a watch has told of the store.
-type seen struct {
-	epoch    string
-	revision atomic.Int64
-	// doubted says that the next listing may be another store's.
-	doubted bool
-}
-
 // Watch lists and follows config and records; see [subnet.Store]. Changes of
 // the config and changes of records are each in order; a change's Revision
 // never goes back, but with another store. A connection that is lost and comes
 // back misses nothing, unless etcd has compacted what happened in between: then
 // comes a listing.
+//
+// Only the first listing can be refused. Later a refusal counts as an outage:
+// rights may come back, as they do when a member of etcd catches up with the
+// others, and until then the network goes on as it is.
 func (s *Store) Watch(ctx context.Context, to func(subnet.Change)) error {
 	out := newOutage(s.log, "watch")
 	s.watching.Store(out)
@@ -57,13 +53,17 @@ func (s *Store) Watch(ctx context.Context, to func(subnet.Change)) error {
 			return nil
 		case errors.Is(err, errAnotherStore):
 			s.log.Warn("store may not be the one it was, listing again", zap.Error(err))
-			seen.doubted = true
+			seen.doubt()
+			s.held.ring()
+			continue
+		case errors.Is(err, errRecordLost):
+			s.log.Info("listing again", zap.Error(err))
 			s.held.ring()
 			continue
 		case errors.Is(err, errAudit):
 			continue
 		}
-		if err = s.explain(ctx, err); errors.Is(err, subnet.ErrRefused) {
+		if err = s.explain(ctx, err); errors.Is(err, subnet.ErrRefused) && seen.get().epoch == "" {
 			return fmt.Errorf("watch %s: %w", s.opts.Prefix, err)
 		}
 		if ctx.Err() != nil { // It may have ended while the error was looked into.
@@ -99,15 +99,25 @@ func (s *Store) awaitAnswer(ctx context.Context) bool {
 
 // follow gives one listing and all changes after it, until something ends it.
 func (s *Store) follow(ctx context.Context, to func(subnet.Change), seen *seen, out *outage) error {
-	l, err := s.listEpoch(ctx)
-	if err != nil {
-		return err
+	l, fresh := s.recent.take()
+	if seen.get().epoch != "" { // A listing alone does not tell of another history.
+		fresh = false
+		switch err := s.checkStore(ctx, seen); {
+		case errors.Is(err, errAnotherStore):
+			seen.doubt()
+		case err != nil && !errors.Is(err, errRecordLost):
+			return err
+		}
+	}
+	if !fresh {
+		var err error
+		if l, err = s.listEpoch(ctx); err != nil {
+			return err
+		}
 	}
 	out.back()
 	whole := l.Whole()
-	whole.Different = seen.doubted || seen.epoch != "" && (l.Epoch != seen.epoch || l.Revision < seen.revision.Load())
-	seen.epoch, seen.doubted = l.Epoch, false
-	seen.revision.Store(l.Revision)
+	whole.Different = seen.list(l)
 	to(whole)
 
 	ctx, cancel := context.WithCancel(clientv3.WithRequireLeader(ctx))
@@ -124,7 +134,7 @@ func (s *Store) follow(ctx context.Context, to func(subnet.Change), seen *seen, 
 	records := s.client.Watch(ctx, s.recordsKey(), clientv3.WithPrefix(), from)
 	for {
 		var resp clientv3.WatchResponse
-		ok, read := true, s.recordChange
+		ok, changes := true, s.recordChanges
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
@@ -133,10 +143,10 @@ func (s *Store) follow(ctx context.Context, to func(subnet.Change), seen *seen, 
 		case <-audit.C:
 			return errAudit
 		case <-alive:
-			to(subnet.Change{Revision: seen.revision.Load()})
+			to(subnet.Change{Revision: seen.get().told})
 			continue
 		case resp, ok = <-config:
-			read = configChange
+			changes = configChange
 		case resp, ok = <-records:
 		}
 		switch err := resp.Err(); {
@@ -144,45 +154,54 @@ func (s *Store) follow(ctx context.Context, to func(subnet.Change), seen *seen, 
 			return err
 		case !ok:
 			return errWatchEnded
-		case len(resp.Events) == 0:
-			continue
 		}
-		c := read(resp.Events)
-		// Two watches: one may lag behind the other.
-		c.Revision = max(resp.Events[len(resp.Events)-1].Kv.ModRevision, seen.revision.Load())
-		seen.revision.Store(c.Revision)
-		to(c)
+		seen.hear(resp.Header)
+		for c := range changes(resp.Events) {
+			if c.ConfigSet {
+				// Either watch may lag behind the other, so this one says nothing of records.
+				c.Revision = seen.get().told
+			} else {
+				seen.tell(c)
+			}
+			to(c)
+		}
 	}
 }
 
 // configChange is the last of the config's changes in one answer.
-func configChange(events []*clientv3.Event) subnet.Change {
-	last := events[len(events)-1]
-	c := subnet.Change{ConfigSet: true}
-	if last.Type == mvccpb.PUT {
-		c.Config = notNil(last.Kv.Value)
+func configChange(events []*clientv3.Event) iter.Seq[subnet.Change] {
+	return func(yield func(subnet.Change) bool) {
+		if len(events) == 0 {
+			return
+		}
+		last := events[len(events)-1]
+		c := subnet.Change{ConfigSet: true}
+		if last.Type == mvccpb.PUT {
+			c.Config = notNil(last.Kv.Value)
+		}
+		yield(c)
 	}
-	return c
 }
 
-// recordChange is what one answer means for records: the last event of each
-// key. etcd does not divide a revision between answers.
-func (s *Store) recordChange(events []*clientv3.Event) subnet.Change {
-	last := make(map[string]int, len(events))
-	for i, e := range events {
-		last[string(e.Kv.Key)] = i
-	}
-	var c subnet.Change
-	for i, e := range events {
-		switch {
-		case last[string(e.Kv.Key)] != i:
-		case e.Type == mvccpb.DELETE:
-			c.Gone = append(c.Gone, s.lastPart(e.Kv.Key))
-		default:
-			s.read(e.Kv, &c.Leases, &c.Bad)
+// recordChanges are the changes of records in one answer, one for each revision.
+// An answer to a watch that comes back has up to a thousand of them, and none is
+// divided between two (mvcc.eventBatch).
+func (s *Store) recordChanges(events []*clientv3.Event) iter.Seq[subnet.Change] {
+	return func(yield func(subnet.Change) bool) {
+		for at := 0; at < len(events); {
+			c := subnet.Change{Revision: events[at].Kv.ModRevision}
+			for ; at < len(events) && events[at].Kv.ModRevision == c.Revision; at++ {
+				if e := events[at]; e.Type == mvccpb.DELETE {
+					c.Gone = append(c.Gone, s.lastPart(e.Kv.Key))
+				} else {
+					s.read(e.Kv, &c.Leases, &c.Bad)
+				}
+			}
+			if !yield(c) {
+				return
+			}
 		}
 	}
-	return c
 }
 
 // observe tells when the connection goes and comes: the client's watch resumes

@@ -43,8 +43,8 @@ func (s *Store) create(ctx context.Context, l subnet.Lease) (subnet.Lease, error
 	}
 	put := clientv3.OpPut(key, string(l.Record()), clientv3.WithLease(id))
 	var resp *clientv3.TxnResponse
-	if l.Subnets[subnet.V4].IsValid() && l.Subnets[subnet.V6].IsValid() {
-		resp, err = s.createPair(ctx, l, free, put)
+	if l.Subnets[subnet.V6].IsValid() {
+		resp, err = s.createInTurn(ctx, l, free, put)
 	} else {
 		resp, err = s.commit(ctx, free, put)
 	}
@@ -61,12 +61,28 @@ func (s *Store) create(ctx context.Context, l subnet.Lease) (subnet.Lease, error
 	return l, nil
 }
 
+// rewrite sets the record where it is. One whose etcd lease has ended without it
+// gets a fresh one: nobody could renew it, and nothing would ever end it.
 func (s *Store) rewrite(ctx context.Context, l subnet.Lease) (subnet.Lease, error) {
-	key := s.recordKey(l.Subnets)
-	opts := []clientv3.OpOption{clientv3.WithPrevKV()}
-	if l.ID != 0 {
-		opts = append(opts, clientv3.WithLease(clientv3.LeaseID(l.ID)))
+	got, err := s.put(ctx, l, clientv3.LeaseID(l.ID))
+	if !errors.Is(err, rpctypes.ErrLeaseNotFound) {
+		return got, err
 	}
+	id, _, err := s.grant(ctx, s.opts.LeaseTTL)
+	if err != nil {
+		return l, err
+	}
+	if got, err = s.put(ctx, l, id); err != nil {
+		s.revoke(ctx, id)
+	}
+	return got, err
+}
+
+// put sets the record on an etcd lease if it is still at revision l.Modified and
+// on the lease l.ID. etcd looks whether the lease is there only where it writes.
+func (s *Store) put(ctx context.Context, l subnet.Lease, on clientv3.LeaseID) (subnet.Lease, error) {
+	key := s.recordKey(l.Subnets)
+	opts := []clientv3.OpOption{clientv3.WithPrevKV(), clientv3.WithLease(on)}
 	ctx, cancel := s.limited(ctx)
 	defer cancel()
 	resp, err := s.client.Txn(ctx).If(
@@ -75,8 +91,6 @@ func (s *Store) rewrite(ctx context.Context, l subnet.Lease) (subnet.Lease, erro
 		clientv3.Compare(clientv3.LeaseValue(key), "=", l.ID),
 	).Then(clientv3.OpPut(key, string(l.Record()), opts...)).Commit()
 	switch {
-	case errors.Is(err, rpctypes.ErrLeaseNotFound):
-		return l, fmt.Errorf("%w: its etcd lease %x has ended", subnet.ErrConflict, l.ID)
 	case err != nil:
 		return l, err
 	case !resp.Succeeded:
@@ -85,7 +99,7 @@ func (s *Store) rewrite(ctx context.Context, l subnet.Lease) (subnet.Lease, erro
 	if prev := resp.Responses[0].GetResponsePut().GetPrevKv(); prev != nil {
 		l.Created = prev.CreateRevision
 	}
-	l.Modified = resp.Header.Revision
+	l.ID, l.Modified = int64(on), resp.Header.Revision
 	return l, nil
 }
 

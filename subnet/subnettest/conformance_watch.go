@@ -88,7 +88,7 @@ func watchOrder(t *testing.T, h Harness) {
 	next := func() subnet.Change {
 		t.Helper()
 		c := r.Next()
-		if c.Whole || c.Revision <= last {
+		if c.Whole || c.Revision < last || c.Revision == last && !c.ConfigSet {
 			t.Fatalf("after revision %d came %+v", last, c)
 		}
 		last = c.Revision
@@ -196,6 +196,9 @@ func (m *mirror) apply(c subnet.Change) error {
 	if c.Revision < m.revision {
 		return fmt.Errorf("revision went from %d back to %d", m.revision, c.Revision)
 	}
+	if c.Revision == m.revision && !c.Whole && !c.ConfigSet {
+		return fmt.Errorf("revision %d is told in two changes", c.Revision)
+	}
 	m.revision = c.Revision
 	if c.Whole || m.records == nil {
 		if !c.Whole {
@@ -218,6 +221,9 @@ func (m *mirror) apply(c subnet.Change) error {
 	var errs []error
 	for _, l := range c.Leases {
 		errs = append(errs, set(l.Subnets.Key(), fmt.Sprintf("%+v", l)))
+		if !c.Whole && l.Modified != c.Revision {
+			errs = append(errs, fmt.Errorf("a change of revision %d has %+v", c.Revision, l))
+		}
 	}
 	for _, b := range c.Bad {
 		errs = append(errs, set(b.Key, "bad: "+b.Reason))
@@ -276,20 +282,21 @@ func watchMissesNothing(t *testing.T, h Harness) {
 		time.Sleep(5 * time.Millisecond) // So that they begin at different points.
 	}
 	wg.Wait()
+	last := mustWrite(t, h.Open(t), testLease(1+writers*rounds))
 	var want mirror
 	if err := want.apply(mustList(t, h.Open(t)).Whole()); err != nil {
 		t.Fatal(err)
 	}
 	for i, r := range recorders {
 		var got mirror
-		for got.revision < want.revision || got.String() != want.String() {
+		for got.revision < last.Modified || got.String() != want.String() {
 			select {
 			case c := <-r.changes:
 				if err := got.apply(c); err != nil {
 					t.Fatalf("watch %d: %v", i, err)
 				}
 			case <-time.After(patience):
-				t.Fatalf("watch %d shows, at revision %d:\n%v\nwant, at revision %d:\n%v", i, got.revision, &got, want.revision, &want)
+				t.Fatalf("watch %d shows, at revision %d:\n%v\nwant, at revision %d:\n%v", i, got.revision, &got, last.Modified, &want)
 			}
 		}
 		r.Silent(20 * time.Millisecond)

@@ -21,13 +21,15 @@ type Memory struct {
 	epoch    int
 	config   []byte
 	records  map[string]record
-	living   map[int64]subnet.Living
-	lease    int64 // the last that was granted
+	living   map[int64]*living
+	sighted  map[string]sighting // By the token of who was refused.
+	lease    int64               // the last that was granted
 	away     bool
 	outage   subnet.Outage
 	refuses  bool
 	watches  map[*watch]struct{}
 	sign     time.Duration
+	renew    time.Duration
 	// changed is closed, and made anew, whenever anything here is another.
 	changed chan struct{}
 }
@@ -40,8 +42,9 @@ type record struct {
 
 // watch is what one call of Watch has yet to deliver.
 type watch struct {
-	relist, different bool
-	queue             []subnet.Change
+	// told says that it has told of something.
+	relist, different, told bool
+	queue                   []subnet.Change
 }
 
 var (
@@ -57,8 +60,8 @@ var errAway = errors.New("store is away")
 // NewMemory returns an empty store. Its revision is 1, as a new etcd's.
 func NewMemory() *Memory {
 	return &Memory{
-		revision: 1, epoch: 1, records: map[string]record{}, living: map[int64]subnet.Living{},
-		watches: map[*watch]struct{}{}, sign: 30 * time.Second, changed: make(chan struct{}),
+		revision: 1, epoch: 1, records: map[string]record{}, living: map[int64]*living{}, sighted: map[string]sighting{},
+		watches: map[*watch]struct{}{}, sign: 30 * time.Second, renew: subnet.PresenceTTL / 4, changed: make(chan struct{}),
 	}
 }
 
@@ -240,17 +243,17 @@ func (m *Memory) Watch(ctx context.Context, to func(subnet.Change)) error {
 	return nil
 }
 
-// next takes what a watch is to deliver now, nil for nothing. Only a listing
-// can be refused: etcd does not end a watch over rights that were taken away.
+// next takes what a watch is to deliver now, nil for nothing. Only the first
+// listing can be refused.
 func (m *Memory) next(w *watch) (c *subnet.Change, refused bool, changed <-chan struct{}) {
 	switch {
 	case m.away:
 	case w.relist && m.refuses:
-		return nil, true, nil
+		return nil, !w.told, m.changed
 	case w.relist:
 		whole := m.list().Whole()
 		whole.Different = w.different
-		*w = watch{}
+		*w = watch{told: true}
 		return &whole, false, nil
 	case len(w.queue) > 0:
 		first := w.queue[0]
@@ -363,7 +366,7 @@ func (m *Memory) newEpoch() {
 	m.epoch++
 	for w := range m.watches {
 		// A watch that has told of nothing yet knows of no other store.
-		*w = watch{relist: true, different: w.different || !w.relist}
+		*w = watch{relist: true, different: w.told, told: w.told}
 	}
 	m.broadcast()
 }

@@ -17,6 +17,7 @@ func TestMemoryConformance(t *testing.T) {
 	subnettest.Conformance(t, func(*testing.T) subnettest.Harness {
 		m := subnettest.NewMemory()
 		m.Sign(50 * time.Millisecond)
+		m.Renew(50 * time.Millisecond)
 		return subnettest.Harness{Open: func(*testing.T) subnettest.Client { return m }, Hand: m}
 	})
 }
@@ -59,5 +60,15 @@ func TestMemoryRefuses(t *testing.T) {
 	}
 	if err := m.Watch(t.Context(), func(subnet.Change) {}); !errors.Is(err, subnet.ErrRefused) {
 		t.Errorf("Watch: %v", err)
+	}
+	m.Refuse(false)
+	r := subnettest.Record(t, m)
+	r.Next()
+	m.Refuse(true)
+	m.Compact()
+	r.Silent(50 * time.Millisecond)
+	m.Refuse(false)
+	if c := r.Next(); !c.Whole {
+		t.Errorf("after a refusal came %+v", c)
 	}
 }

@@ -11,6 +11,7 @@ import (
 
 	"go.etcd.io/etcd/client/pkg/v3/transport"
 	"go.etcd.io/etcd/server/v3/embed"
+	"go.etcd.io/etcd/server/v3/storage/wal"
 )
 
 // childEnv marks a process as the child; its value is childOptions in JSON.
@@ -22,15 +23,24 @@ const (
 	readyWord = "ready"
 )
 
+// segmentBytes is the size of the files of etcd's log, of which it makes one in
+// advance. Its own 64 MB are a lot to copy.
+const segmentBytes = 4 << 20
+
+// dataFolder is where etcd keeps its data, in Options.Dir.
+const dataFolder = "data"
+
 type childOptions struct {
-	Dir          string
-	Listen       string
-	Advertise    string
-	CertFile     string
-	KeyFile      string
-	ClientCAFile string
-	QuotaBytes   int64
-	ElectionMs   uint
+	Dir              string
+	Listen           string
+	Advertise        string
+	CertFile         string
+	KeyFile          string
+	ClientCAFile     string
+	ClusterToken     string
+	QuotaBytes       int64
+	ElectionMs       uint
+	AuthTokenSeconds uint
 }
 
 // RunIfChild runs etcd until SIGTERM and exits if this process was started by
@@ -57,6 +67,7 @@ func runChild(text string, ready *os.File) error {
 	if err != nil {
 		return err
 	}
+	wal.SegmentSizeBytes = segmentBytes
 	stop := make(chan os.Signal, 1)
 	signal.Notify(stop, syscall.SIGTERM, syscall.SIGINT)
 	e, err := embed.StartEtcd(cfg)
@@ -88,7 +99,7 @@ func runChild(text string, ready *os.File) error {
 // config is that of one member that starts fast and writes without care.
 func (o childOptions) config() (*embed.Config, error) {
 	cfg := embed.NewConfig()
-	cfg.Dir = filepath.Join(o.Dir, "data")
+	cfg.Dir = filepath.Join(o.Dir, dataFolder)
 	cfg.Logger, cfg.LogLevel, cfg.LogOutputs = "zap", "error", []string{"stderr"}
 	// A kill loses what the kernel has not written only if the host dies too.
 	cfg.UnsafeNoFsync = true
@@ -100,6 +111,12 @@ func (o childOptions) config() (*embed.Config, error) {
 	cfg.SnapshotCount, cfg.SnapshotCatchUpEntries = 10_000, 1_000
 	cfg.StrictReconfigCheck = false
 	cfg.QuotaBackendBytes = o.QuotaBytes
+	if o.ClusterToken != "" {
+		cfg.InitialClusterToken = o.ClusterToken
+	}
+	if o.AuthTokenSeconds != 0 {
+		cfg.AuthTokenTTL = o.AuthTokenSeconds
+	}
 	// A restart comes within the time that closed connections linger.
 	cfg.SocketOpts.ReuseAddress = true
 

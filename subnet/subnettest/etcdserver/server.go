@@ -17,6 +17,10 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"go.etcd.io/etcd/server/v3/storage/backend"
+	"go.etcd.io/etcd/server/v3/storage/schema"
+	"go.uber.org/zap"
 )
 
 // Options say how to run an etcd.
@@ -35,6 +39,12 @@ type Options struct {
 	ClientCAFile string
 	// QuotaBytes bounds the database; 0 is etcd's default.
 	QuotaBytes int64
+	// ClusterToken makes the cluster id another from the next [Server.Wipe] on;
+	// "" is etcd's default.
+	ClusterToken string
+	// AuthTokenTTL is how long a token of a user lives without being used, in
+	// whole seconds; 0 is etcd's default.
+	AuthTokenTTL time.Duration
 	// ElectionTimeout is etcd's; 0 is 100 ms. The least time to live of a lease
 	// is one and a half times as long, in whole seconds.
 	ElectionTimeout time.Duration
@@ -176,11 +186,67 @@ func (s *Server) Wipe(ctx context.Context) error {
 	if err := s.Kill(); err != nil {
 		return err
 	}
-	if err := os.RemoveAll(filepath.Join(s.o.Dir, "data")); err != nil {
+	if err := os.RemoveAll(s.data()); err != nil {
 		return fmt.Errorf("wipe etcd: %w", err)
 	}
 	return s.start(ctx)
 }
+
+// Renew is [Server.Wipe] by which the cluster gets the id that belongs to another
+// token; see [Options].
+func (s *Server) Renew(ctx context.Context, token string) error {
+	s.mu.Lock()
+	s.o.ClusterToken = token
+	s.mu.Unlock()
+	return s.Wipe(ctx)
+}
+
+// Backup copies the data of the server, which is killed and started again for
+// that, to a folder that is not there yet.
+func (s *Server) Backup(ctx context.Context, dir string) error {
+	if err := s.Kill(); err != nil {
+		return err
+	}
+	if err := os.CopyFS(dir, os.DirFS(s.data())); err != nil {
+		return fmt.Errorf("back etcd up: %w", err)
+	}
+	return s.start(ctx)
+}
+
+// Restore kills the server and starts it again on the data of a
+// [Server.Backup], as a machine that is set back to a snapshot: the cluster id
+// is the same.
+func (s *Server) Restore(ctx context.Context, dir string) error {
+	if err := s.Kill(); err != nil {
+		return err
+	}
+	if err := errors.Join(os.RemoveAll(s.data()), os.CopyFS(s.data(), os.DirFS(dir))); err != nil {
+		return fmt.Errorf("restore etcd: %w", err)
+	}
+	return s.start(ctx)
+}
+
+// ForgetLeases makes the server, which is stopped and started again for that,
+// forget all leases, but not the keys that are on them.
+func (s *Server) ForgetLeases(ctx context.Context) error {
+	if err := s.Stop(); err != nil {
+		return err
+	}
+	db := backend.NewDefaultBackend(zap.NewNop(), filepath.Join(s.data(), "member", "snap", "db"))
+	tx := db.BatchTx()
+	tx.LockOutsideApply()
+	for _, l := range schema.MustUnsafeGetAllLeases(tx) {
+		schema.UnsafeDeleteLease(tx, l)
+	}
+	tx.Unlock()
+	db.ForceCommit()
+	if err := db.Close(); err != nil {
+		return fmt.Errorf("make etcd forget leases: %w", err)
+	}
+	return s.start(ctx)
+}
+
+func (s *Server) data() string { return filepath.Join(s.o.Dir, dataFolder) }
 
 func (s *Server) signal(sig syscall.Signal) error {
 	s.mu.Lock()
@@ -311,7 +377,8 @@ func (s *Server) command(says *os.File) (*exec.Cmd, error) {
 	text, err := json.Marshal(childOptions{
 		Dir: s.o.Dir, Listen: s.o.ListenClientURL, Advertise: s.o.AdvertiseClientURL,
 		CertFile: s.o.CertFile, KeyFile: s.o.KeyFile, ClientCAFile: s.o.ClientCAFile, QuotaBytes: s.o.QuotaBytes,
-		ElectionMs: uint(s.o.ElectionTimeout.Milliseconds()),
+		ElectionMs: uint(s.o.ElectionTimeout.Milliseconds()), ClusterToken: s.o.ClusterToken,
+		AuthTokenSeconds: uint(s.o.AuthTokenTTL.Seconds()),
 	})
 	if err != nil {
 		return nil, err

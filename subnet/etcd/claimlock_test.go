@@ -23,7 +23,7 @@ func TestCancelledClaimEndsSoon(t *testing.T) {
 	t.Parallel()
 	srv := server(t, etcdserver.Options{})
 	s := open(t, Options{Endpoints: []string{srv.URL()}})
-	other, unlock, err := s.lockPairs(t.Context())
+	other, unlock, err := s.lockClaim(t.Context())
 	if err != nil || unlock == nil {
 		t.Fatalf("lock: %v %v", other, err)
 	}
@@ -65,7 +65,7 @@ func TestClaimantThatDiedUnderTheLockHoldsOthersUpForAWhileOnly(t *testing.T) {
 	t.Parallel()
 	prefix := newPrefix()
 	s := open(t, Options{Endpoints: []string{shared.URL()}, Prefix: prefix})
-	if _, unlock, err := s.lockPairs(t.Context()); err != nil || unlock == nil {
+	if _, unlock, err := s.lockClaim(t.Context()); err != nil || unlock == nil {
 		t.Fatal(err)
 	}
 	began := time.Now()
@@ -81,16 +81,52 @@ func TestLockThatWasLostFencesTheWrite(t *testing.T) {
 	t.Parallel()
 	prefix := newPrefix()
 	s, h := open(t, Options{Endpoints: []string{shared.URL()}, Prefix: prefix}), newHand(t, shared.URL(), prefix)
-	mine, unlock, err := s.lockPairs(t.Context())
+	mine, unlock, err := s.lockClaim(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer unlock()
-	if _, err := h.c.Delete(t.Context(), s.pairLockKey()); err != nil {
+	if _, err := h.c.Delete(t.Context(), s.claimLockKey()); err != nil {
 		t.Fatal(err)
 	}
 	resp, err := h.c.Txn(t.Context()).If(mine).Commit()
 	if err != nil || resp.Succeeded {
 		t.Errorf("the lock still counts as held: %v, %v", resp, err)
+	}
+}
+
+// TestIPv6AloneIsClaimedInTurn: a pair that holds the IPv6 subnet has another key,
+// so that it is free can be said only while nobody else claims.
+func TestIPv6AloneIsClaimedInTurn(t *testing.T) {
+	t.Parallel()
+	prefix := newPrefix()
+	s, h := open(t, Options{Endpoints: []string{shared.URL()}, Prefix: prefix}), newHand(t, shared.URL(), prefix)
+	alone := pairLease()
+	alone.Node, alone.Subnets[subnet.V4] = "n2", netip.Prefix{}
+	_, unlock, err := s.lockClaim(t.Context())
+	if err != nil || unlock == nil {
+		t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() {
+		_, err := s.Write(t.Context(), alone)
+		done <- err
+	}()
+	select {
+	case err := <-done:
+		t.Fatalf("claimed out of turn: %v", err)
+	case <-time.After(500 * time.Millisecond):
+	}
+	h.Put(pairLease().Subnets.Key(), pairLease().Record(), true)
+	unlock()
+	if err := <-done; !errors.Is(err, subnet.ErrConflict) {
+		t.Errorf("got %v, want ErrConflict", err)
+	}
+	h.Delete(pairLease().Subnets.Key())
+	if _, err := s.Write(t.Context(), alone); err != nil {
+		t.Error(err)
+	}
+	if _, err := s.Write(t.Context(), pairLease()); !errors.Is(err, subnet.ErrConflict) {
+		t.Errorf("a pair beside it: %v, want ErrConflict", err)
 	}
 }
