@@ -16,6 +16,10 @@ import (
 
 func TestMain(m *testing.M) {
 	etcdserver.RunIfChild()
+	if os.Getenv(asTool) != "" {
+		main()
+		os.Exit(0)
+	}
 	os.Exit(m.Run())
 }
 

@@ -135,11 +135,12 @@ func (p *pass) dump(ctx context.Context) (*backend.State, error) {
 			p.reports.dump(err)
 		}
 		p.dumpAgain = p.now.Add(min(firstRetry<<min(p.dumpTries, 10), longestRetry))
+		p.noDump = err.Error()
 		p.dumpTries++
 		p.count(func(s *Stats) { s.Dumps.Failed++ })
 		return nil, err
 	}
-	p.dumpTries, p.dumpAgain = 0, time.Time{}
+	p.noDump, p.dumpTries, p.dumpAgain = "", 0, time.Time{}
 	p.reports.dump(nil)
 	return have, nil
 }

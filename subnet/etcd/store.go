@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -28,6 +29,8 @@ type Store struct {
 	held      *heldRecords
 	sightings sightings
 	recent    recent
+	// watching is the latest Watch's.
+	watching atomic.Pointer[outage]
 
 	pageSize                            int64
 	checkEvery, auditEvery, presenceTTL time.Duration
@@ -36,6 +39,8 @@ type Store struct {
 var (
 	_ subnet.Store    = (*Store)(nil)
 	_ subnet.Presence = (*Store)(nil)
+	_ subnet.Reporter = (*Store)(nil)
+	_ subnet.Releaser = (*Store)(nil)
 )
 
 // Limits on a connection: a peer that vanished without a word is noticed after

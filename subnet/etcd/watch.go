@@ -42,6 +42,7 @@ var errAudit = errors.New("time for an audit")
 // others, and until then the network goes on as it is.
 func (s *Store) Watch(ctx context.Context, to func(subnet.Change)) error {
 	out := newOutage(s.log, "watch")
+	s.watching.Store(out)
 	b := pauses(watchFirstWait, watchMostWait)
 	var seen seen
 	for {

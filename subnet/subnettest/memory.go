@@ -25,6 +25,7 @@ type Memory struct {
 	sighted  map[string]sighting // By the token of who was refused.
 	lease    int64               // the last that was granted
 	away     bool
+	outage   subnet.Outage
 	refuses  bool
 	watches  map[*watch]struct{}
 	sign     time.Duration
@@ -49,6 +50,8 @@ type watch struct {
 var (
 	_ subnet.Store    = (*Memory)(nil)
 	_ subnet.Presence = (*Memory)(nil)
+	_ subnet.Reporter = (*Memory)(nil)
+	_ subnet.Releaser = (*Memory)(nil)
 )
 
 // errAway is what calls return while the store is away.
@@ -325,6 +328,9 @@ func (m *Memory) Record(key string) (value []byte, there bool) {
 func (m *Memory) Away(away bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if away && !m.away {
+		m.outage = subnet.Outage{Since: time.Now(), Reason: errAway.Error(), Failures: 1, Count: m.outage.Count + 1}
+	}
 	m.away = away
 	m.broadcast()
 }
