@@ -342,11 +342,8 @@ func (n *Node) serve(ctx context.Context, p prepared, lease subnet.Lease) error 
 	}
 	loop := converge.New(n.kernel, n.log)
 	follower := newFollower(p, lease.Subnets, loop, own, n.opts.PeerGrace, n.log)
-	keeper := newKeeper(n.opts.StateDir, n.log, snapshot{Node: n.opts.Name, Config: p.text, Lease: lease}, follower.save)
+	keeper := newKeeper(n.opts.StateDir, n.log, p.saved, snapshot{Node: n.opts.Name, Config: p.text, Lease: lease}, follower.save)
 	follower.changed = keeper.changed
-	if p.saved != nil && p.saved.Lease.ID == lease.ID {
-		keeper.snapshot.Expires = p.saved.Expires
-	}
 	if p.unclaimed {
 		follower.begin()
 	}
