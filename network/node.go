@@ -403,11 +403,8 @@ func (n *Node) serve(ctx context.Context, p prepared, lease subnet.Lease) error 
 	n.beginFirewall(p, own)
 	follower := newFollower(p, planner, loop, own, n.opts.PeerGrace, n.log)
 	follower.firewall = n.firewall
-	keeper := newKeeper(n.opts.StateDir, n.log, snapshot{Node: n.opts.Name, Config: p.text, Lease: lease}, follower.save)
+	keeper := newKeeper(n.opts.StateDir, n.log, p.saved, snapshot{Node: n.opts.Name, Config: p.text, Lease: lease}, follower.save)
 	follower.changed, follower.settled = keeper.changed, keeper.settled
-	if p.saved != nil && p.saved.Lease.ID == lease.ID {
-		keeper.snapshot.Expires = p.saved.Expires
-	}
 	var standsIn *snapshot
 	if p.unclaimed {
 		follower.begin()
