@@ -292,7 +292,7 @@ func (f *Firewall) matchPeers(c *conn, w wish) error {
 			add = append(add, a)
 		}
 	}
-	if w.whole {
+	if w.whole && len(f.have)+len(add) > len(w.peers) {
 		wanted := make(map[netip.Addr]struct{}, len(w.peers))
 		for _, a := range w.peers {
 			wanted[a] = struct{}{}
