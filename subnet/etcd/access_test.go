@@ -3,9 +3,9 @@ package etcd
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"os"
-	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -41,149 +41,6 @@ func wantList(t *testing.T, s *Store, want string) {
 }
 
 const quick = 700 * time.Millisecond
-
-func TestTLS(t *testing.T) {
-	t.Parallel()
-	a, stranger := authority(t), authority(t)
-	serverCert, serverKey := issue(t, a, "server", "127.0.0.1")
-	wrongHostCert, wrongHostKey := issue(t, a, "elsewhere", "192.0.2.1")
-	clientCert, clientKey := issue(t, a, "client")
-	strangeCert, strangeKey := issue(t, stranger, "strange")
-	const listen = "https://127.0.0.1:0"
-	alone := server(t, etcdserver.Options{ListenClientURL: listen, CertFile: serverCert, KeyFile: serverKey})
-	mutual := server(t, etcdserver.Options{ListenClientURL: listen, CertFile: serverCert, KeyFile: serverKey, ClientCAFile: a.CAFile})
-	// Its gateway is its own client and cannot verify this, but clients are served.
-	misnamed := server(t, etcdserver.Options{ListenClientURL: listen, CertFile: wrongHostCert, KeyFile: wrongHostKey})
-	for _, c := range []struct {
-		name string
-		o    Options
-		want string
-	}{
-		{"CA alone", Options{Endpoints: []string{alone.URL()}, CAFile: a.CAFile}, ""},
-		{"certificate that is not asked for", Options{Endpoints: []string{alone.URL()}, CAFile: a.CAFile, CertFile: clientCert, KeyFile: clientKey}, ""},
-		{"the host's CAs", Options{Endpoints: []string{alone.URL()}}, "certificate signed by unknown authority: check --etcd-cafile"},
-		{"wrong CA", Options{Endpoints: []string{alone.URL()}, CAFile: stranger.CAFile}, "certificate signed by unknown authority: check --etcd-cafile"},
-		{"mutual", Options{Endpoints: []string{mutual.URL()}, CAFile: a.CAFile, CertFile: clientCert, KeyFile: clientKey}, ""},
-		{"no client certificate", Options{Endpoints: []string{mutual.URL()}, CAFile: a.CAFile}, "tls: client certificate required: check --etcd-certfile"},
-		{"wrong client certificate", Options{Endpoints: []string{mutual.URL()}, CAFile: a.CAFile, CertFile: strangeCert, KeyFile: strangeKey}, "check --etcd-certfile"},
-		{"wrong host", Options{Endpoints: []string{misnamed.URL()}, CAFile: a.CAFile}, "valid for 192.0.2.1, not 127.0.0.1"},
-		{"https to http", Options{Endpoints: []string{strings.Replace(shared.URL(), "http:", "https:", 1)}}, "use http://"},
-		{"http to https", Options{Endpoints: []string{strings.Replace(alone.URL(), "https:", "http:", 1)}}, "use https://"},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			t.Parallel()
-			c.o.RequestTimeout = 5 * time.Second
-			if c.want != "" {
-				c.o.RequestTimeout = quick
-			}
-			s := open(t, c.o)
-			wantList(t, s, c.want)
-		})
-	}
-}
-
-// TestRotation renews what TLS goes by under a live watch, as a cluster's own
-// rotation does: the watch goes on at etcd's return, and nothing is listed again.
-func TestRotation(t *testing.T) {
-	t.Parallel()
-	// files are those that the running etcd and the store were given.
-	type files struct{ ca, serverCert, serverKey, clientCert, clientKey string }
-	put := func(t *testing.T, to, from string) {
-		t.Helper()
-		text, err := os.ReadFile(from)
-		if err == nil {
-			err = os.WriteFile(to, text, 0o600)
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
-	serverGets := func(t *testing.T, f files, a *etcdserver.Authority) {
-		cert, key := issue(t, a, "another", "127.0.0.1")
-		put(t, f.serverCert, cert)
-		put(t, f.serverKey, key)
-	}
-	clientGets := func(t *testing.T, f files, a *etcdserver.Authority) {
-		cert, key := issue(t, a, "another")
-		put(t, f.clientCert, cert)
-		put(t, f.clientKey, key)
-	}
-	for name, tc := range map[string]struct {
-		// rotate is done while etcd is away, late once it is back and, where that
-		// is another step, has not been let in.
-		rotate, late func(t *testing.T, f files, old, new *etcdserver.Authority)
-	}{
-		"server's certificate": {rotate: func(t *testing.T, f files, old, _ *etcdserver.Authority) { serverGets(t, f, old) }},
-		"client's certificate": {rotate: func(t *testing.T, f files, old, _ *etcdserver.Authority) { clientGets(t, f, old) }},
-		"all": {rotate: func(t *testing.T, f files, _, new *etcdserver.Authority) {
-			put(t, f.ca, new.CAFile)
-			serverGets(t, f, new)
-			clientGets(t, f, new)
-		}},
-		"authority, late": {
-			rotate: func(t *testing.T, f files, _, new *etcdserver.Authority) { serverGets(t, f, new) },
-			late:   func(t *testing.T, f files, _, new *etcdserver.Authority) { put(t, f.ca, new.CAFile) },
-		},
-		"halfway": {
-			rotate: func(t *testing.T, f files, _, _ *etcdserver.Authority) {
-				put(t, f.clientKey, f.serverKey)
-				put(t, f.ca, os.DevNull)
-			},
-			late: func(t *testing.T, f files, old, _ *etcdserver.Authority) {
-				put(t, f.ca, old.CAFile)
-				clientGets(t, f, old)
-			},
-		},
-	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			old, another := authority(t), authority(t)
-			f := files{ca: filepath.Join(t.TempDir(), "ca.pem")}
-			put(t, f.ca, old.CAFile)
-			f.serverCert, f.serverKey = issue(t, old, "server", "127.0.0.1")
-			f.clientCert, f.clientKey = issue(t, old, "client")
-			both := filepath.Join(t.TempDir(), "both.pem") // etcd takes clients of either authority.
-			put(t, both, old.CAFile)
-			second, err := os.ReadFile(another.CAFile)
-			if err != nil {
-				t.Fatal(err)
-			}
-			first, err := os.ReadFile(both)
-			if err = errors.Join(err, os.WriteFile(both, append(first, second...), 0o600)); err != nil {
-				t.Fatal(err)
-			}
-			srv := server(t, etcdserver.Options{ListenClientURL: "https://127.0.0.1:0", CertFile: f.serverCert, KeyFile: f.serverKey, ClientCAFile: both})
-			core, logs := observer.New(zap.DebugLevel)
-			s := open(t, Options{
-				Endpoints: []string{srv.URL()}, CAFile: f.ca, CertFile: f.clientCert, KeyFile: f.clientKey, Log: zap.New(core),
-			})
-			r := subnettest.Record(t, s)
-			r.Next()
-			if err := srv.Kill(); err != nil {
-				t.Fatal(err)
-			}
-			tc.rotate(t, f, old, another)
-			if err := srv.Restart(t.Context()); err != nil {
-				t.Fatal(err)
-			}
-			if tc.late != nil {
-				eventually(t, "a word on the loss", func() bool { return logs.Len() > 0 })
-				t.Log(logs.All()[0].ContextMap())
-				tc.late(t, f, old, another)
-			}
-			began := time.Now()
-			l := testLease()
-			eventually(t, "a write", func() bool {
-				l, err = s.Write(t.Context(), testLease())
-				return err == nil
-			})
-			if c := r.Next(); c.Whole || len(c.Leases) != 1 || c.Leases[0] != l {
-				t.Errorf("Watch gave %+v", c)
-			}
-			t.Logf("went on after %s", time.Since(began))
-		})
-	}
-}
 
 // deaf listens and lets nobody in: its backlog is full, so the kernel drops
 // further SYNs.
@@ -268,9 +125,9 @@ func TestPaused(t *testing.T) {
 
 // secured is an etcd with a root, a user with rights on /mine alone, and one
 // with none.
-func secured(t *testing.T) *etcdserver.Server {
+func secured(t *testing.T, o etcdserver.Options) *etcdserver.Server {
 	t.Helper()
-	srv := server(t, etcdserver.Options{})
+	srv := server(t, o)
 	c, ctx := raw(t, srv.URL()), t.Context()
 	must := func(_ any, err error) {
 		t.Helper()
@@ -291,7 +148,7 @@ func secured(t *testing.T) *etcdserver.Server {
 
 func TestAuth(t *testing.T) {
 	t.Parallel()
-	srv := secured(t)
+	srv := secured(t, etcdserver.Options{})
 	for _, c := range []struct {
 		name, user, password, prefix, want string
 	}{
@@ -340,7 +197,7 @@ func TestAuth(t *testing.T) {
 // TestAuthSurvivesRestart: etcd's simple tokens live in its memory only.
 func TestAuthSurvivesRestart(t *testing.T) {
 	t.Parallel()
-	srv := secured(t)
+	srv := secured(t, etcdserver.Options{})
 	s := open(t, Options{Endpoints: []string{srv.URL()}, Prefix: "/mine", Username: "owner", Password: "secret-of-owner"})
 	r := subnettest.Record(t, s)
 	r.Next()
@@ -356,11 +213,131 @@ func TestAuthSurvivesRestart(t *testing.T) {
 	}
 }
 
+// TestTokensRunOut: watch, lease and presence go on though etcd forgets its
+// tokens, by time and by being started again, and though nothing else is asked
+// of the store.
+func TestTokensRunOut(t *testing.T) {
+	t.Parallel()
+	srv := secured(t, etcdserver.Options{AuthTokenTTL: time.Second})
+	core, logs := observer.New(zap.DebugLevel)
+	s := open(t, Options{Endpoints: []string{srv.URL()}, Prefix: "/mine", Username: "owner", Password: "secret-of-owner", LeaseTTL: 6 * time.Second, Log: zap.New(core)})
+	s.presenceTTL, s.checkEvery = 6*time.Second, time.Hour
+	root, err := clientv3.New(clientv3.Config{Endpoints: []string{srv.URL()}, Username: "root", Password: "secret-of-root", Logger: zap.NewNop()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = root.Close() }()
+	done := holding(t, s, mustWrite(t, s, testLease()))
+	id, err := s.Appear(t.Context(), subnet.Living{Token: "one", Node: "n1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	stays := make(chan error, 1)
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() { stays <- s.Stay(ctx, id) }()
+	r := subnettest.Record(t, s)
+	r.Next()
+	for i := range 3 {
+		time.Sleep(3 * time.Second) // Tokens and, without the holder, half of the leases' time.
+		if i > 0 {
+			if err := srv.Restart(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		eventually(t, "a write by root", func() bool {
+			_, err := root.Put(t.Context(), "/mine/subnets/10.5.2.0-24", string(nodeLease(2).Record()))
+			return err == nil
+		})
+		if c := r.Next(); c.Whole || len(c.Leases) != 1 {
+			t.Errorf("Watch gave %+v", c)
+		}
+	}
+	wantHeld(t, done)
+	cancel()
+	if err := <-stays; err != nil {
+		t.Error(err)
+	}
+	for _, e := range logs.FilterLevelExact(zap.ErrorLevel).All() {
+		t.Errorf("said %s %v", e.Message, e.ContextMap())
+	}
+}
+
+// TestRightsThatComeBack: an etcd that refuses once the network has been listed
+// may have its reasons, such as a member that lags behind; the watch outlasts it.
+func TestRightsThatComeBack(t *testing.T) {
+	t.Parallel()
+	for name, tc := range map[string]struct {
+		take, give func(context.Context, *clientv3.Client) error
+		said       string
+	}{
+		"rights": {
+			func(ctx context.Context, root *clientv3.Client) error {
+				_, err := root.UserRevokeRole(ctx, "owner", "mine")
+				return err
+			},
+			func(ctx context.Context, root *clientv3.Client) error {
+				_, err := root.UserGrantRole(ctx, "owner", "mine")
+				return err
+			},
+			"lacks rights",
+		},
+		"password": {
+			func(ctx context.Context, root *clientv3.Client) error {
+				_, err := root.UserChangePassword(ctx, "owner", "another")
+				return err
+			},
+			func(ctx context.Context, root *clientv3.Client) error {
+				_, err := root.UserChangePassword(ctx, "owner", "secret-of-owner")
+				return err
+			},
+			"wrong user or password",
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			srv := secured(t, etcdserver.Options{})
+			core, logs := observer.New(zap.DebugLevel)
+			s := open(t, Options{Endpoints: []string{srv.URL()}, Prefix: "/mine", Username: "owner", Password: "secret-of-owner", Log: zap.New(core)})
+			root, err := clientv3.New(clientv3.Config{Endpoints: []string{srv.URL()}, Username: "root", Password: "secret-of-root", Logger: zap.NewNop()})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer func() { _ = root.Close() }()
+			r := subnettest.Record(t, s) // Which fails the test when Watch ends with an error.
+			r.Next()
+			if err := tc.take(t.Context(), root); err != nil {
+				t.Fatal(err)
+			}
+			if err := srv.Restart(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() {
+				for _, e := range logs.All() {
+					t.Log(e.Message, e.ContextMap())
+				}
+			})
+			eventually(t, "a word on the refusal", func() bool {
+				return strings.Contains(fmt.Sprint(logs.All()), tc.said)
+			})
+			eventually(t, "rights", func() bool { return tc.give(t.Context(), root) == nil })
+			eventually(t, "a write", func() bool {
+				_, err := s.Write(t.Context(), testLease())
+				return err == nil
+			})
+			for c := r.Next(); len(c.Leases) == 0; c = r.Next() {
+				if c.Different {
+					t.Errorf("Watch gave %+v", c)
+				}
+			}
+		})
+	}
+}
+
 // TestAuthOnceEtcdIsBack: credentials given while etcd is away are neither
 // refused nor forgotten.
 func TestAuthOnceEtcdIsBack(t *testing.T) {
 	t.Parallel()
-	srv := secured(t)
+	srv := secured(t, etcdserver.Options{})
 	if err := srv.Kill(); err != nil {
 		t.Fatal(err)
 	}

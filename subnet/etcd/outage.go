@@ -16,6 +16,7 @@ type outage struct {
 	mu       sync.Mutex
 	since    time.Time
 	failures int
+	refused  bool
 }
 
 func newOutage(log *zap.Logger, task string) *outage { return &outage{log: log, task: task} }
@@ -35,6 +36,20 @@ func (o *outage) lost(why func() error) {
 	}
 }
 
+// refuse counts a failure of which the store itself says the reason: that is
+// logged once more, for who waits for etcd's return does not look for it.
+func (o *outage) refuse(why error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.failures++; o.failures == 1 {
+		o.since = time.Now()
+	}
+	if !o.refused {
+		o.refused = true
+		o.log.Warn("store refuses, trying on", zap.String("task", o.task), zap.Error(why))
+	}
+}
+
 func (o *outage) back() {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -43,5 +58,5 @@ func (o *outage) back() {
 	}
 	o.log.Info("store is back", zap.String("task", o.task),
 		zap.Duration("after", time.Since(o.since)), zap.Int("failures", o.failures))
-	o.failures = 0
+	o.failures, o.refused = 0, false
 }
