@@ -110,7 +110,7 @@ func TestAway(t *testing.T) {
 
 func TestPaused(t *testing.T) {
 	t.Parallel()
-	srv := server(t, etcdserver.Options{})
+	srv := etcdserver.ForTest(t, etcdserver.Options{})
 	s := open(t, Options{Endpoints: []string{srv.URL()}, RequestTimeout: quick})
 	wantList(t, s, "")
 	if err := srv.Pause(); err != nil {
@@ -127,7 +127,7 @@ func TestPaused(t *testing.T) {
 // with none.
 func secured(t *testing.T, o etcdserver.Options) *etcdserver.Server {
 	t.Helper()
-	srv := server(t, o)
+	srv := etcdserver.ForTest(t, o)
 	c, ctx := raw(t, srv.URL()), t.Context()
 	must := func(_ any, err error) {
 		t.Helper()
@@ -379,7 +379,7 @@ func TestOneEndpointLives(t *testing.T) {
 // TestFullDatabase: what etcd still does is still used, and the rest is named.
 func TestFullDatabase(t *testing.T) {
 	t.Parallel()
-	srv := server(t, etcdserver.Options{QuotaBytes: 256 << 10})
+	srv := etcdserver.ForTest(t, etcdserver.Options{QuotaBytes: 256 << 10})
 	s, c := open(t, Options{Endpoints: []string{srv.URL()}}), raw(t, srv.URL())
 	l := mustWrite(t, s, testLease())
 	var err error

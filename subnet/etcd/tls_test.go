@@ -23,10 +23,10 @@ func TestTLS(t *testing.T) {
 	clientCert, clientKey := issue(t, a, "client")
 	strangeCert, strangeKey := issue(t, stranger, "strange")
 	const listen = "https://127.0.0.1:0"
-	alone := server(t, etcdserver.Options{ListenClientURL: listen, CertFile: serverCert, KeyFile: serverKey})
-	mutual := server(t, etcdserver.Options{ListenClientURL: listen, CertFile: serverCert, KeyFile: serverKey, ClientCAFile: a.CAFile})
+	alone := etcdserver.ForTest(t, etcdserver.Options{ListenClientURL: listen, CertFile: serverCert, KeyFile: serverKey})
+	mutual := etcdserver.ForTest(t, etcdserver.Options{ListenClientURL: listen, CertFile: serverCert, KeyFile: serverKey, ClientCAFile: a.CAFile})
 	// Its gateway is its own client and cannot verify this, but clients are served.
-	misnamed := server(t, etcdserver.Options{ListenClientURL: listen, CertFile: wrongHostCert, KeyFile: wrongHostKey})
+	misnamed := etcdserver.ForTest(t, etcdserver.Options{ListenClientURL: listen, CertFile: wrongHostCert, KeyFile: wrongHostKey})
 	for _, c := range []struct {
 		name string
 		o    Options
@@ -125,7 +125,7 @@ func TestRotation(t *testing.T) {
 			if err = errors.Join(err, os.WriteFile(both, append(first, second...), 0o600)); err != nil {
 				t.Fatal(err)
 			}
-			srv := server(t, etcdserver.Options{ListenClientURL: "https://127.0.0.1:0", CertFile: f.serverCert, KeyFile: f.serverKey, ClientCAFile: both})
+			srv := etcdserver.ForTest(t, etcdserver.Options{ListenClientURL: "https://127.0.0.1:0", CertFile: f.serverCert, KeyFile: f.serverKey, ClientCAFile: both})
 			core, logs := observer.New(zap.DebugLevel)
 			s := open(t, Options{
 				Endpoints: []string{srv.URL()}, CAFile: f.ca, CertFile: f.clientCert, KeyFile: f.clientKey, Log: zap.New(core),
