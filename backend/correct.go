@@ -11,6 +11,9 @@ const mostFlushed = 32
 func (s *State) Correct(changes []Change) (news []Change, doubt bool) {
 	flushed := 0
 	for _, c := range changes {
+		if c.Freed {
+			continue
+		}
 		if !c.Gone {
 			if !s.Has(c.Entry) {
 				s.Put(c.Entry)

@@ -120,13 +120,20 @@ func found(r *rand.Rand) *State {
 
 func seeded(seed uint64) *rand.Rand { return rand.New(rand.NewPCG(seed, 7)) }
 
-func FuzzDiffMakesHaveEqualToWant(f *testing.F) {
-	for seed := range uint64(200) {
+// fuzz tries a test on random pairs of states, n of them in every run.
+func fuzz(f *testing.F, n uint64, test func(t *testing.T, r *rand.Rand, have, want *State)) {
+	for seed := range n {
 		f.Add(seed)
 	}
 	f.Fuzz(func(t *testing.T, seed uint64) {
 		r := seeded(seed)
 		have, want := found(r), wanted(r)
+		test(t, r, have, want)
+	})
+}
+
+func FuzzDiffMakesHaveEqualToWant(f *testing.F) {
+	fuzz(f, 200, func(t *testing.T, _ *rand.Rand, have, want *State) {
 		start := have.String()
 		ops := Diff(have, want)
 		if have.String() != start {
@@ -166,12 +173,7 @@ func brokenBy(before, now *State) (Route, bool) {
 // and neighbour entries it needs, and none of those goes before the route does,
 // wherever the ops are cut off.
 func FuzzInvariant1EachPrefixKeepsRoutesSupplied(f *testing.F) {
-	for seed := range uint64(200) {
-		f.Add(seed)
-	}
-	f.Fuzz(func(t *testing.T, seed uint64) {
-		r := seeded(seed)
-		have, want := found(r), wanted(r)
+	fuzz(f, 200, func(t *testing.T, _ *rand.Rand, have, want *State) {
 		now := have.Clone()
 		for i, op := range Diff(have, want) {
 			now.Apply(op)
@@ -213,12 +215,7 @@ func (k *failingKernel) Apply(_ context.Context, ops []Op) []error {
 // FuzzInvariant1HoldsWhenAnyOpFails: the kernel goes on after an error, so
 // what depends on a failed op must be left out. In the end all is as wanted.
 func FuzzInvariant1HoldsWhenAnyOpFails(f *testing.F) {
-	for seed := range uint64(300) {
-		f.Add(seed)
-	}
-	f.Fuzz(func(t *testing.T, seed uint64) {
-		r := seeded(seed)
-		have, want := found(r), wanted(r)
+	fuzz(f, 300, func(t *testing.T, r *rand.Rand, have, want *State) {
 		k := &failingKernel{t: t, r: r, before: have.Clone(), now: have.Clone()}
 		for try := 0; ; try++ {
 			failures := Execute(t.Context(), k, have, Diff(have, want))
@@ -247,12 +244,7 @@ func FuzzInvariant1HoldsWhenAnyOpFails(f *testing.F) {
 // FuzzInvariant1HoldsForAnyPartOfADifference: what is held back, or failed and
 // is to be tried later, may leave any ops out, and then others at another time.
 func FuzzInvariant1HoldsForAnyPartOfADifference(f *testing.F) {
-	for seed := range uint64(300) {
-		f.Add(seed)
-	}
-	f.Fuzz(func(t *testing.T, seed uint64) {
-		r := seeded(seed)
-		have, want := found(r), wanted(r)
+	fuzz(f, 300, func(t *testing.T, r *rand.Rand, have, want *State) {
 		k := &failingKernel{t: t, r: r, before: have.Clone(), now: have.Clone()}
 		for range 10 {
 			ops := slices.DeleteFunc(Diff(have, want), func(Op) bool { return r.IntN(3) == 0 })

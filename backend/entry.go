@@ -56,9 +56,11 @@ type Device struct {
 	MAC   MAC
 	// MTU is that of the inner packets, in bytes.
 	MTU int
-	// Down and Learning tell how an existing device differs from what is ever
-	// wanted and can be mended in place.
-	Down, Learning bool
+	// Down, Learning and LinkLocal tell how an existing device differs from what
+	// is ever wanted and can be mended in place. Down is also one whose carrier
+	// was taken away (protodown). With LinkLocal the kernel gives it link-local
+	// addresses of IPv6 (any IN6_ADDR_GEN_MODE but NONE).
+	Down, Learning, LinkLocal bool
 	// Misfit, where not empty, says how an existing device differs in what the
 	// kernel cannot change in place.
 	Misfit string
@@ -214,6 +216,9 @@ func (d Device) String() string {
 	s := fmt.Sprintf("link %s vxlan id %d local %s dstport %d address %s mtu %d", d.Name, d.VNI, d.Local, d.Port, d.MAC, d.MTU)
 	if d.Learning {
 		s += " learning"
+	}
+	if d.LinkLocal {
+		s += " addrgenmode on"
 	}
 	if d.Down {
 		s += " down"

@@ -43,6 +43,10 @@ type Change struct {
 	Entry Entry
 	// Gone tells that there is none of its identity any more.
 	Gone bool
+	// Freed tells that what was in the way of the entry when it was last to be
+	// added (ErrInTheWay) may be no more. It is told once for each such
+	// failure, and says nothing of what the kernel has.
+	Freed bool
 	// By is the netlink port of the one who made the change, often a process's
 	// number; 0 where the kernel does not tell.
 	By uint32

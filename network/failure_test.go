@@ -283,6 +283,75 @@ func TestStartWhileTheStoreIsAwayFindsItWiped(t *testing.T) {
 	r.savesItsLease()
 }
 
+// TestStartWaitsLessAfterABoot: there is no device then, and pods are cut off.
+func TestStartWaitsLessAfterABoot(t *testing.T) {
+	r := newRig(t)
+	r.tune = func(n *Node) { n.firstListing = 2 * time.Second }
+	r.start()
+	r.ready()
+	r.savesItsLease()
+	r.stop()
+	r.store.Away(true)
+	for _, boot := range []bool{false, true} {
+		if boot {
+			r.reboots()
+		}
+		r.start()
+		began := time.Now()
+		r.ready()
+		if took := time.Since(began); took < time.Second != boot {
+			t.Errorf("boot %t: it took %s", boot, took)
+		}
+		r.stop()
+	}
+}
+
+// TestStartWhileTheStoreHasNoConfig: what is wrong is said once, nothing is waited
+// for, and the node comes up as it was.
+func TestStartWhileTheStoreHasNoConfig(t *testing.T) {
+	for name, lose := range map[string]func(*rig){
+		"deleted": func(r *rig) { r.store.SetConfig(nil) },
+		"wiped":   func(r *rig) { r.store.Wipe() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t)
+			second := r.join(2)
+			r.start()
+			r.ready()
+			key, own := r.own()
+			r.savesItsLease()
+			r.stop()
+			lose(r)
+			r.kernel.Ops()
+			r.tune = func(n *Node) { n.firstListing = time.Minute }
+			r.start()
+			r.ready()
+			r.eventually("the lease is held", func() bool { k, l := r.own(); return k == key && l.SameContent(own) && r.said("lease held") })
+			if ops := r.kernel.Ops(); len(ops) != 0 || !r.reaches(second) {
+				t.Errorf("the kernel was touched: %v", ops)
+			}
+			if r.logs.FilterLevelExact(zapcore.ErrorLevel).Len() != 1 || !r.said("store has no network config, starting with what was saved") || r.said("away") || r.count("waiting") != 0 {
+				t.Errorf("said %v", r.logs.All())
+			}
+			r.store.SetConfig([]byte(testConfig))
+			r.eventually("the config is seen", func() bool { return r.said("network config in the store is the one in use") })
+			// Where the lease may have run out the subnet may be another's.
+			r.stop()
+			s, err := readSnapshot(r.opts.StateDir)
+			if err != nil {
+				t.Fatal(err)
+			}
+			s.Expires = time.Now().Add(-time.Second)
+			if err := s.write(r.opts.StateDir); err != nil {
+				t.Fatal(err)
+			}
+			r.store.SetConfig(nil)
+			r.start()
+			r.eventually("it waits", func() bool { return r.said("there is no network config in the store") })
+		})
+	}
+}
+
 // TestRebootFindsItsSubnetByTheSnapshot: the subnet file is gone with the boot.
 // Here the record is gone too, and the subnet is not the first of the node's order.
 func TestRebootFindsItsSubnetByTheSnapshot(t *testing.T) {
@@ -366,88 +435,6 @@ func TestHarmedSnapshotIsSaidOnceAndPassedOver(t *testing.T) {
 	}
 }
 
-// TestTwinIsRefused: the second living node of one name or address names the
-// first and gives up; a dead one's last minute is waited for.
-func TestTwinIsRefused(t *testing.T) {
-	for name, tc := range map[string]struct {
-		set  func(*rig)
-		want string
-	}{
-		"same name":    {func(twin *rig) { twin.host.host[0].Addresses[0] = netip.MustParseAddr("10.99.0.8") }, "--node-name"},
-		"same address": {func(twin *rig) { twin.opts.Name = "node8" }, "--public-ip"},
-	} {
-		t.Run(name, func(t *testing.T) {
-			r := newRig(t)
-			r.start()
-			r.ready()
-			key, own := r.own()
-			twin := newRig(t)
-			twin.store = r.store
-			tc.set(twin)
-			twin.start()
-			if err := twin.ends(); err == nil || !strings.Contains(err.Error(), "node1 (10.99.0.1)") || !strings.Contains(err.Error(), tc.want) {
-				t.Errorf("the twin ended with %v", err)
-			}
-			if twin.kernel.State().Len() != 0 || twin.count("waiting") != 1 {
-				t.Errorf("said %v, kernel:\n%s", twin.logs.All(), twin.kernel.State())
-			}
-			if k, l := r.own(); k != key || l != own {
-				t.Errorf("the first has %s %+v", k, l)
-			}
-			// Rebuilt from another image: the old token is gone with its machine.
-			r.stop()
-			twin.store.Vanish("node1")
-			twin.start()
-			twin.ready()
-		})
-	}
-}
-
-// TestSameMachineIsNoTwin: neither after a crash, nor with another address.
-func TestSameMachineIsNoTwin(t *testing.T) {
-	r := newRig(t)
-	r.start()
-	r.ready()
-	r.store.Away(true) // So that it cannot say that it leaves.
-	r.stop()
-	r.store.Away(false)
-	r.host.host[0].Addresses[0] = netip.MustParseAddr("10.99.0.77")
-	r.start()
-	r.ready()
-	if r.said("name and address") {
-		t.Errorf("said %v", r.logs.All())
-	}
-}
-
-// TestRebuiltHostWaitsForItsOldSelf: it says so, and goes on once the old
-// presence has lapsed.
-func TestRebuiltHostWaitsForItsOldSelf(t *testing.T) {
-	r := newRig(t)
-	if _, err := r.store.Appear(t.Context(), subnet.Living{Token: "old", Node: "node1"}); err != nil {
-		t.Fatal(err)
-	}
-	r.start()
-	r.eventually("it says what it waits for", func() bool { return r.said("another machine lives under this node's name") })
-	r.store.Vanish("node1")
-	r.ready()
-}
-
-// TestPresenceIsTakenUpAgain after the store forgot it.
-func TestPresenceIsTakenUpAgain(t *testing.T) {
-	r := newRig(t)
-	r.start()
-	r.ready()
-	r.store.Vanish("node1")
-	r.eventually("a twin is refused", func() bool {
-		id, err := r.store.Appear(t.Context(), subnet.Living{Token: "twin", Node: "node1"})
-		if err == nil {
-			_ = id
-			r.store.Vanish("node1")
-		}
-		return err != nil
-	})
-}
-
 // TestStaleSnapshotTakesNothingAway: a peer that came after the snapshot was
 // saved is in the kernel and not in the snapshot. It stays until the store tells.
 func TestStaleSnapshotTakesNothingAway(t *testing.T) {
@@ -505,30 +492,5 @@ func TestLeaseThatIsLostAgainAndAgainMakesNoBusyLoop(t *testing.T) {
 	}
 	if n := s.holds.Load(); n < 2 || n > 10 {
 		t.Errorf("held %d times in two seconds", n)
-	}
-}
-
-// TestTwinCannotSlipInDuringARestart: a clone that waits for the name must not
-// get it while the daemon of the first is restarted.
-func TestTwinCannotSlipInDuringARestart(t *testing.T) {
-	r := newRig(t)
-	r.start()
-	r.ready()
-	key, own := r.own()
-	twin := newRig(t)
-	twin.store = r.store
-	twin.host.host[0].Addresses[0] = netip.MustParseAddr("10.99.0.8")
-	twin.start()
-	twin.eventually("the twin waits", func() bool { return twin.said("another machine lives under this node's name") })
-	r.stop()
-	time.Sleep(700 * time.Millisecond) // The twin tries again meanwhile.
-	r.start()
-	r.ready()
-	if k, l := r.own(); k != key || l.Endpoints != own.Endpoints {
-		t.Errorf("the record is now %s %+v", k, l)
-	}
-	var refused *subnet.TwinError
-	if err := twin.ends(); !errors.As(err, &refused) {
-		t.Errorf("the twin ends with %v", err)
 	}
 }

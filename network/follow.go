@@ -24,10 +24,15 @@ type follower struct {
 
 	// kick has something when a claim may succeed that did not before.
 	kick chan struct{}
-	// changed is called after the peers changed.
-	changed func()
+	// rewritten has the last record of the node's own that was written, by
+	// whomever.
+	rewritten chan subnet.Lease
+	// changed is called after the peers changed, otherStore after a listing of
+	// another epoch than that before.
+	changed, otherStore func()
+	epoch               string
 
-	said map[string]string
+	problems *problems
 	// text is the config as it was last seen in the store.
 	text string
 
@@ -40,8 +45,8 @@ type follower struct {
 
 func newFollower(p prepared, own subnet.Subnets, loop *converge.Loop, owed []backend.Entry, grace time.Duration, log *zap.Logger) *follower {
 	f := &follower{
-		config: p.config, self: p.self, subnet: own, loop: loop, log: log, own: owed, said: map[string]string{}, text: string(p.seen),
-		mirror: subnet.NewMirror(p.config, p.request.Self, p.self.Check), kick: make(chan struct{}, 1), changed: func() {},
+		config: p.config, self: p.self, subnet: own, loop: loop, log: log, own: owed, problems: newProblems(log), text: string(p.seen),
+		mirror: subnet.NewMirror(p.config, p.request.Self, p.self.Check), kick: make(chan struct{}, 1), rewritten: make(chan subnet.Lease, 1), changed: func() {}, otherStore: func() {},
 	}
 	f.mirror.SetGrace(grace)
 	if p.saved != nil {
@@ -85,14 +90,33 @@ func (f *follower) follow(c subnet.Change) {
 	if f.apply(c) || c.Whole {
 		f.changed()
 	}
+	if c.Whole && c.Epoch != f.epoch {
+		f.epoch = c.Epoch
+		f.otherStore()
+	}
 	if c.Whole || c.Empty() || slices.ContainsFunc(c.Gone, f.touchesOwn) {
 		select {
 		case f.kick <- struct{}{}:
 		default:
 		}
 	}
-	if !c.Empty() {
-		f.reportProblems()
+	for _, l := range c.Leases {
+		if l.Node == f.self.Node && l.Subnets == f.subnet {
+			f.tellRewritten(l)
+		}
+	}
+	f.problems.report(time.Now(), f.mirror.Problems())
+}
+
+// tellRewritten puts a record where the last one may be that nobody took yet.
+func (f *follower) tellRewritten(l subnet.Lease) {
+	select {
+	case <-f.rewritten:
+	default:
+	}
+	select {
+	case f.rewritten <- l: // There is room: nobody else puts anything there.
+	default:
 	}
 }
 
@@ -151,35 +175,6 @@ func (f *follower) reportHolds() bool {
 		f.held = now
 	}
 	return true
-}
-
-// mostSaid bounds the lines about records per change; the rest is counted.
-const mostSaid = 10
-
-// reportProblems says once of each record that it is passed over and why, and
-// once that it no longer is.
-func (f *follower) reportProblems() {
-	now := f.mirror.Problems()
-	lines := 0
-	for key, why := range now {
-		if f.said[key] == why {
-			continue
-		}
-		if lines++; lines <= mostSaid {
-			f.log.Warn("record passed over", zap.String("key", key), zap.String("reason", why))
-		}
-	}
-	for key := range f.said {
-		if _, still := now[key]; !still {
-			if lines++; lines <= mostSaid {
-				f.log.Info("record no longer passed over", zap.String("key", key))
-			}
-		}
-	}
-	if lines > mostSaid {
-		f.log.Warn("more records like these", zap.Int("records", lines-mostSaid), zap.Int("passed_over", len(now)))
-	}
-	f.said = now
 }
 
 // configChanged reports a config that is no longer the one in use. It is not

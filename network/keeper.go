@@ -22,21 +22,30 @@ const (
 // short one.
 const maxSaveMargin = 5 * time.Minute
 
-// keeper keeps the snapshot on disk up to date.
+// lastWrite bounds the write at the end: a disk that does not answer must not
+// keep the daemon from ending.
+const lastWrite = 2 * time.Second
+
+// keeper keeps the snapshot on disk up to date. Nobody waits for the disk but run:
+// a lease is renewed, and peers change, while it does not answer.
 type keeper struct {
-	dir   string
+	// write puts a snapshot on disk.
+	write func(*snapshot) error
 	log   *zap.Logger
 	peers func() (epoch string, revision int64, peers []subnet.Saved)
 	// dirty has something when there is something to write, urgent when at once.
 	dirty, urgent chan struct{}
+	failed        bool // The last write, as far as is known.
 
 	mu       sync.Mutex
 	snapshot snapshot
-	failed   bool
 }
 
 func newKeeper(dir string, log *zap.Logger, s snapshot, peers func() (string, int64, []subnet.Saved)) *keeper {
-	return &keeper{dir: dir, log: log, snapshot: s, peers: peers, dirty: make(chan struct{}, 1), urgent: make(chan struct{}, 1)}
+	return &keeper{
+		write: func(s *snapshot) error { return s.write(dir) },
+		log:   log, snapshot: s, peers: peers, dirty: make(chan struct{}, 1), urgent: make(chan struct{}, 1),
+	}
 }
 
 func signal(c chan struct{}) {
@@ -48,6 +57,10 @@ func signal(c chan struct{}) {
 
 // changed notes that the peers changed.
 func (k *keeper) changed() { signal(k.dirty) }
+
+// otherStore notes that the store is another than the snapshot's: peers that it
+// lacks would be held after a restart, also those that left it since.
+func (k *keeper) otherStore() { signal(k.urgent) }
 
 // claimed notes the lease.
 func (k *keeper) claimed(l subnet.Lease) {
@@ -74,44 +87,88 @@ func (k *keeper) renewed(until time.Time) {
 	signal(k.dirty)
 }
 
-// run writes what changed until ctx ends, and then for the last time.
+// run writes what changed until ctx ends, and then for the last time, if there is
+// anything to write.
 func (k *keeper) run(ctx context.Context) error {
 	for {
-		took := k.write()
+		took, ok := k.save(ctx)
+		if !ok {
+			return nil
+		}
 		again := time.NewTimer(max(saveEvery, saveShare*took))
+		owed := true
 		select {
 		case <-ctx.Done():
+			owed = false
 		case <-k.urgent:
 		case <-again.C:
 			select {
 			case <-ctx.Done():
+				owed = false
 			case <-k.urgent:
 			case <-k.dirty:
 			}
 		}
 		again.Stop()
 		if ctx.Err() != nil {
-			k.write()
+			if owed || len(k.dirty)+len(k.urgent) > 0 {
+				k.save(ctx)
+			}
 			return nil
 		}
 	}
 }
 
-// write saves what is now and returns how long that took. A failure is said
-// once: the node works without, until the store is away at a start.
-func (k *keeper) write() time.Duration {
+// save writes what is now and returns how long that took. A failure is said
+// once, and tried again: the node works without, until the store is away at a
+// start. Once ctx has ended it waits for the disk for lastWrite, and returns false
+// if that was not enough.
+//
+// The write is then left behind, and ends with the process: the kernel lets nobody
+// out of a write or a sync that the disk does not answer (a sleep that no signal
+// interrupts), and closing the file from here would wait for it too.
+func (k *keeper) save(ctx context.Context) (took time.Duration, ok bool) {
 	began := time.Now()
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	k.snapshot.Epoch, k.snapshot.Revision, k.snapshot.Peers = k.peers()
-	k.snapshot.Written = began.Round(0)
-	switch err := k.snapshot.write(k.dir); {
+	for _, c := range []chan struct{}{k.dirty, k.urgent} { // What comes from here on may not be in it.
+		select {
+		case <-c:
+		default:
+		}
+	}
+	now := k.now(began)
+	done := make(chan error, 1)
+	go func() { done <- k.write(now) }()
+	var err error
+	select {
+	case err = <-done:
+	case <-ctx.Done():
+		limit := time.NewTimer(lastWrite)
+		defer limit.Stop()
+		select {
+		case err = <-done:
+		case <-limit.C:
+			k.log.Warn("snapshot not saved: the disk under --state-dir does not answer", zap.Duration("waited", lastWrite))
+			return time.Since(began), false
+		}
+	}
+	switch {
 	case err != nil && !k.failed:
-		k.failed = true
 		k.log.Warn("snapshot not saved: this node cannot start while the store is away", zap.Error(err))
 	case err == nil && k.failed:
-		k.failed = false
 		k.log.Info("snapshot is saved again")
 	}
-	return time.Since(began)
+	if k.failed = err != nil; k.failed {
+		signal(k.dirty)
+	}
+	return time.Since(began), true
+}
+
+// now is what there is to save.
+func (k *keeper) now(at time.Time) *snapshot {
+	epoch, revision, peers := k.peers()
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	s := k.snapshot
+	s.Epoch, s.Revision, s.Peers, s.Written = epoch, revision, peers, at.Round(0)
+	return &s
 }

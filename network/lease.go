@@ -13,9 +13,13 @@ import (
 	"github.com/ripstop-net/ripstop/subnet"
 )
 
-// claim obtains the lease, trying at once when kicked.
+// claim obtains the lease, trying at once when kicked. It writes nothing while
+// another machine has this node's place.
 func (n *Node) claim(ctx context.Context, cfg subnet.Config, req subnet.Request, kick <-chan struct{}) (lease subnet.Lease, err error) {
 	err = n.until(ctx, "lease", kick, func() error {
+		if err := n.twinInPlace(); err != nil {
+			return err
+		}
 		lease, err = subnet.Claim(ctx, n.store, cfg, req)
 		var stranded *subnet.StrandedError
 		var taken *subnet.TakenError
@@ -23,15 +27,14 @@ func (n *Node) claim(ctx context.Context, cfg subnet.Config, req subnet.Request,
 		case errors.As(err, &stranded):
 			return final(err)
 		case errors.As(err, &taken):
-			if n.NotReady() == nil {
+			if n.setTaken(err) {
 				n.log.Error("not ready: this node's subnet is another's", zap.Stringer("subnets", taken.Subnets), zap.String("holder", taken.By))
 			}
-			n.setTrouble(err)
 		}
 		return err
 	})
 	if err == nil {
-		n.setTrouble(nil)
+		n.setTaken(nil)
 		n.log.Info("lease held", zap.Stringer("subnets", lease.Subnets), zap.String("node", lease.Node), zap.Bool("reservation", lease.Reservation()))
 	}
 	return lease, err
@@ -39,26 +42,27 @@ func (n *Node) claim(ctx context.Context, cfg subnet.Config, req subnet.Request,
 
 // hold keeps the lease and the node's presence, and claims them again where
 // they were lost. The subnets are in use by then: no others will do.
-func (n *Node) hold(ctx context.Context, p prepared, lease subnet.Lease, keeper *keeper, kick <-chan struct{}) error {
+func (n *Node) hold(ctx context.Context, p prepared, lease subnet.Lease, keeper *keeper, f *follower) error {
 	req := p.request
 	req.Previous, req.OnlyPrevious = lease.Subnets, true
-	if p.alone {
-		if err := n.appear(ctx, &p, kick, true); err != nil {
+	if p.unclaimed {
+		if _, err := n.arrive(ctx, &p, f.kick, false); err != nil {
 			return err
 		}
 		var err error
-		if lease, err = n.claim(ctx, p.config, req, kick); err != nil {
+		if lease, err = n.claim(ctx, p.config, req, f.kick); err != nil {
 			return err
 		}
 		keeper.claimed(lease)
 	}
+	vigil := newVigil(n, p)
 	group, ctx := errgroup.WithContext(ctx)
-	group.Go(func() error { return n.stay(ctx, p) })
+	group.Go(func() error { return vigil.run(ctx) })
 	group.Go(func() error {
 		pauses := &backoff.ExponentialBackOff{InitialInterval: firstWait, RandomizationFactor: 0.5, Multiplier: 2, MaxInterval: longestWait}
 		for {
 			began := time.Now()
-			err := n.store.Hold(ctx, lease, keeper.renewed)
+			err := n.holdRecord(ctx, lease, keeper.renewed, f.rewritten)
 			if ctx.Err() != nil {
 				return nil
 			}
@@ -75,7 +79,11 @@ func (n *Node) hold(ctx context.Context, p prepared, lease subnet.Lease, keeper 
 				}
 			}
 			n.log.Warn("lease lost, claiming it again", zap.Stringer("subnets", lease.Subnets), zap.Error(err))
-			if lease, err = n.claim(ctx, p.config, req, kick); err != nil {
+			// Whoever took it may have taken this node's place before.
+			if err := vigil.sure(ctx); err != nil {
+				return err
+			}
+			if lease, err = n.claim(ctx, p.config, req, f.kick); err != nil {
 				return err
 			}
 			keeper.claimed(lease)
@@ -84,43 +92,25 @@ func (n *Node) hold(ctx context.Context, p prepared, lease subnet.Lease, keeper 
 	return group.Wait()
 }
 
-// appear makes the node known as living. Another that lives under its name or
-// address may be a dead machine's last minute, so it is waited for; at a start
-// not for longer than that takes.
-func (n *Node) appear(ctx context.Context, p *prepared, kick <-chan struct{}, starting bool) error {
-	var since time.Time // When the twin was met first.
-	return n.until(ctx, "this node's name and address", kick, func() error {
-		var err error
-		p.presence, err = n.presence.Appear(ctx, p.living)
-		var twin *subnet.TwinError
-		switch {
-		case !errors.As(err, &twin):
-			since = time.Time{}
-		case since.IsZero():
-			since = time.Now()
-		case starting && time.Since(since) > n.twinPatience:
-			return final(err)
-		}
-		return err
-	})
-}
-
-// stay keeps the node known as living. One that runs is not ended by a twin: the
-// one that came later is refused.
-func (n *Node) stay(ctx context.Context, p prepared) error {
+// holdRecord holds the lease until it is lost, also to who writes another's
+// address into its record: the store takes that for the node's own hand, for the
+// record still bears its name.
+func (n *Node) holdRecord(ctx context.Context, lease subnet.Lease, alive func(until time.Time), rewritten <-chan subnet.Lease) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	done := make(chan error, 1)
+	go func() { done <- n.store.Hold(ctx, lease, alive) }()
 	for {
-		err := n.presence.Stay(ctx, p.presence)
-		if ctx.Err() != nil {
-			return nil
-		}
-		if errors.Is(err, subnet.ErrLeaseLost) {
-			err = n.appear(ctx, &p, nil, false)
-		}
-		if ctx.Err() != nil {
-			return nil
-		}
-		if err != nil {
+		select {
+		case err := <-done:
 			return err
+		case now := <-rewritten:
+			if now.Modified <= lease.Modified || now.SameContent(lease) {
+				continue // It was so before it was claimed, or says the same.
+			}
+			cancel()
+			<-done
+			return fmt.Errorf("%w: its record was overwritten by %s", subnet.ErrLeaseLost, now.Holder())
 		}
 	}
 }

@@ -1,6 +1,7 @@
 package network
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -35,11 +36,18 @@ type Options struct {
 	// PeerGrace is how long peers are held whose records went with a store that
 	// is not the one it was; 0 turns that off.
 	PeerGrace time.Duration
+	// AuditEvery is the mean time between comparisons of the kernel with all
+	// that it announced; 0 is DefaultAuditEvery.
+	AuditEvery time.Duration
 }
 
 // DefaultPeerGrace is time enough for every node of a large network to find
 // that the store is another and to claim its subnet again.
 const DefaultPeerGrace = 5 * time.Minute
+
+// DefaultAuditEvery catches within minutes what the kernel never announced, and
+// costs next to nothing.
+const DefaultAuditEvery = converge.DefaultAuditEvery
 
 // Host is what a node asks of its host before it changes anything.
 type Host interface {
@@ -60,26 +68,27 @@ type Node struct {
 	ready    chan struct{}
 
 	// What tests make shorter.
-	firstListing, twinPatience time.Duration
+	firstListing, firstOfBoot, settle time.Duration
 
 	mu sync.Mutex
-	// trouble is why a node that came up is not ready any more.
-	trouble error
+	// twin and taken are why a node that came up is not ready any more: another
+	// machine is known in its place, or its subnet is another's.
+	twin, taken error
 }
 
-// firstListing is how long a start waits for the store before it does without,
-// if it can.
-const firstListing = 3 * time.Second
-
-// twinPatience is how long a start waits for another node of the same name or
-// address: what has died is forgotten by then.
-const twinPatience = subnet.PresenceTTL + 15*time.Second
+// How long a start waits for the store before it does without, if it can. What was
+// saved may be old, so a store that is restarted itself is waited for; pods lose
+// nothing by it while the device stands. After a boot there is none.
+const (
+	firstListing = 3 * time.Second
+	firstOfBoot  = time.Second
+)
 
 // New joins a node's parts. Nothing happens before Run.
 func New(opts Options, store subnet.Store, presence subnet.Presence, kernel backend.Kernel, host Host, log *zap.Logger) *Node {
 	return &Node{
 		opts: opts, store: store, presence: presence, kernel: kernel, host: host, log: log, ready: make(chan struct{}),
-		firstListing: firstListing, twinPatience: twinPatience,
+		firstListing: firstListing, firstOfBoot: firstOfBoot, settle: settleTime,
 	}
 }
 
@@ -88,7 +97,7 @@ func New(opts Options, store subnet.Store, presence subnet.Presence, kernel back
 func (n *Node) Ready() <-chan struct{} { return n.ready }
 
 // NotReady tells why pods on this node cannot be reached, nil if they can: it
-// is not up yet, or its subnet is another's by now.
+// is not up yet, or another has its place or its subnet by now.
 func (n *Node) NotReady() error {
 	select {
 	case <-n.ready:
@@ -97,13 +106,26 @@ func (n *Node) NotReady() error {
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	return n.trouble
+	if n.twin != nil {
+		return n.twin
+	}
+	return n.taken
 }
 
-func (n *Node) setTrouble(err error) {
+func (n *Node) twinInPlace() error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.trouble = err
+	return n.twin
+}
+
+// setTaken notes that the subnet is another's, nil that it is not, and tells
+// whether a node that was ready no longer is.
+func (n *Node) setTaken(err error) (news bool) {
+	was := n.NotReady()
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.taken = err
+	return was == nil && err != nil
 }
 
 // Run lives the node's life until ctx ends, which returns nil and leaves lease,
@@ -127,9 +149,13 @@ func (n *Node) run(ctx context.Context) error {
 		return err
 	}
 	defer unlock()
-	id, err := token(n.opts.RunDir)
+	id, booted, err := token(n.opts.RunDir)
 	if err != nil {
 		return err
+	}
+	patience := n.firstListing
+	if booted {
+		patience = n.firstOfBoot
 	}
 	saved, err := readSnapshot(n.opts.StateDir)
 	if err != nil {
@@ -139,19 +165,24 @@ func (n *Node) run(ctx context.Context) error {
 		n.log.Warn("saved snapshot passed over: it is another node's", zap.String("node", saved.Node))
 		saved = nil
 	}
-	p, err := n.prepare(ctx, saved)
+	p, err := n.prepare(ctx, saved, patience)
 	if err != nil {
 		return err
 	}
 	p.living.Token = id
-	if p.alone { // The store is away: the lease is known to last.
+	if p.unclaimed { // The store is away: the lease is known to last.
 		return n.serve(ctx, p, saved.Lease)
 	}
-	if err := n.appear(ctx, &p, nil, true); err != nil {
+	lease, err := n.arrive(ctx, &p, nil, true)
+	if errors.Is(err, errEarlierLife) {
+		n.log.Info("coming up with the lease that this machine had, which the store has still", zap.Stringer("subnets", lease.Subnets))
+		p.unclaimed = true
+		return n.serve(ctx, p, lease)
+	}
+	if err != nil {
 		return err
 	}
-	lease, err := n.claim(ctx, p.config, p.request, nil)
-	if err != nil {
+	if lease, err = n.claim(ctx, p.config, p.request, nil); err != nil {
 		return err
 	}
 	return n.serve(ctx, p, lease)
@@ -167,15 +198,16 @@ type prepared struct {
 	living  subnet.Living
 	// presence is the id under which the node is known as living.
 	presence int64
-	// saved is what the node knew before it was started, nil for nothing; alone
-	// says that the store is away and that this is to be gone by.
+	// saved is what the node knew before it was started, nil for nothing.
 	saved *snapshot
-	alone bool
+	// unclaimed says that the node comes up by what was saved, and that its
+	// presence and its lease are yet to be taken up.
+	unclaimed bool
 }
 
 // prepare reads the config and chooses the underlay.
-func (n *Node) prepare(ctx context.Context, saved *snapshot) (prepared, error) {
-	c, alone, err := n.config(ctx, saved)
+func (n *Node) prepare(ctx context.Context, saved *snapshot, patience time.Duration) (prepared, error) {
+	c, alone, err := n.config(ctx, saved, patience)
 	if err != nil {
 		return prepared{}, err
 	}
@@ -216,7 +248,7 @@ func (n *Node) prepare(ctx context.Context, saved *snapshot) (prepared, error) {
 		req.Preferred = saved.Lease.Subnets // After a reboot there is no subnet file.
 	}
 	return prepared{
-		text: c.text, seen: c.seen, config: cfg, self: self, saved: saved, alone: alone,
+		text: c.text, seen: c.seen, config: cfg, self: self, saved: saved, unclaimed: alone,
 		living: subnet.Living{Node: n.opts.Name, Addresses: public}, request: req,
 	}, nil
 }
@@ -237,27 +269,33 @@ func parseConfig(text []byte) (c chosenConfig, err error) {
 }
 
 // config waits for the network config. One that is malformed is an error,
-// unless the config that this node last worked with is there to go on with.
-// Where the store does not answer and the saved snapshot can stand in for it,
-// that is what it returns, and alone.
-func (n *Node) config(ctx context.Context, saved *snapshot) (c chosenConfig, alone bool, err error) {
-	patience := ctx
+// unless the config that this node last worked with is there to go on with; that
+// serves also where the store has none, as after a wipe, if the node's lease
+// cannot have run out. Where the store does not answer within the patience and the
+// saved snapshot can stand in for it, that is what it returns, and alone.
+func (n *Node) config(ctx context.Context, saved *snapshot, patience time.Duration) (c chosenConfig, alone bool, err error) {
+	limited := ctx
 	var old chosenConfig
 	unfit := errNoSnapshot
 	if saved != nil {
 		if old, unfit = saved.fit(time.Now()); unfit == nil {
 			var cancel context.CancelFunc
-			patience, cancel = context.WithTimeout(ctx, n.firstListing)
+			limited, cancel = context.WithTimeout(ctx, patience)
 			defer cancel()
 		}
 	}
-	err = n.until(patience, "network config", nil, func() error {
-		seen, err := n.store.List(patience)
+	err = n.until(limited, "network config", nil, func() error {
+		seen, err := n.store.List(limited)
 		switch {
 		case err != nil && saved != nil && unfit != nil && ctx.Err() == nil && !errors.Is(err, subnet.ErrRefused):
 			return fmt.Errorf("%w; what was saved cannot stand in for it: %w", err, unfit)
 		case err != nil:
 			return err
+		case seen.Config == nil && unfit == nil:
+			n.log.Error("store has no network config, starting with what was saved: write the config again with 'ripstop config set'", saved.fields()...)
+			c = old
+			c.seen = nil
+			return nil
 		case seen.Config == nil:
 			return errors.New("there is no network config in the store: write one with 'ripstop config set'")
 		}
@@ -276,9 +314,8 @@ func (n *Node) config(ctx context.Context, saved *snapshot) (c chosenConfig, alo
 		c = lastGood
 		return nil
 	})
-	if err != nil && unfit == nil && ctx.Err() == nil && patience.Err() != nil {
-		n.log.Warn("store is away: starting with what was saved", zap.Stringer("subnets", saved.Lease.Subnets),
-			zap.Int("peers", len(saved.Peers)), zap.Time("saved", saved.Written), zap.Time("lease_lasts_until", saved.Expires))
+	if err != nil && unfit == nil && ctx.Err() == nil && limited.Err() != nil {
+		n.log.Warn("store is away: starting with what was saved", saved.fields()...)
 		return old, true, nil
 	}
 	return c, false, err
@@ -312,20 +349,21 @@ func (n *Node) serve(ctx context.Context, p prepared, lease subnet.Lease) error 
 		env.Networks[f] = p.config.Ranges[f].Network
 	}
 	loop := converge.New(n.kernel, n.log)
+	loop.AuditEvery(cmp.Or(n.opts.AuditEvery, DefaultAuditEvery))
 	follower := newFollower(p, lease.Subnets, loop, own, n.opts.PeerGrace, n.log)
 	keeper := newKeeper(n.opts.StateDir, n.log, snapshot{Node: n.opts.Name, Config: p.text, Lease: lease}, follower.save)
-	follower.changed = keeper.changed
+	follower.changed, follower.otherStore = keeper.changed, keeper.otherStore
 	if p.saved != nil && p.saved.Lease.ID == lease.ID {
 		keeper.snapshot.Expires = p.saved.Expires
 	}
-	if p.alone {
+	if p.unclaimed {
 		follower.begin()
 	}
 
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return loop.Run(ctx) })
 	group.Go(func() error { return n.store.Watch(ctx, follower.follow) })
-	group.Go(func() error { return n.hold(ctx, p, lease, keeper, follower.kick) })
+	group.Go(func() error { return n.hold(ctx, p, lease, keeper, follower) })
 	group.Go(func() error { return keeper.run(ctx) })
 	group.Go(func() error {
 		select {

@@ -20,9 +20,13 @@ import (
 	"github.com/ripstop-net/ripstop/backend/vxlan"
 	"github.com/ripstop-net/ripstop/subnet"
 	"github.com/ripstop-net/ripstop/subnet/subnettest"
+	"github.com/ripstop-net/ripstop/subnet/subnettest/etcdserver"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	etcdserver.RunIfChild()
+	goleak.VerifyTestMain(m)
+}
 
 const testConfig = `{"Network": "10.5.0.0/16"}`
 
@@ -41,9 +45,11 @@ func (h *fakeHost) Interfaces(context.Context) ([]backend.Interface, error) {
 type rig struct {
 	t      *testing.T
 	store  *subnettest.Memory
+	client subnettest.Client // The store as the node has it, nil where that is store.
 	kernel *backendtest.Fake
 	host   *fakeHost
 	opts   Options
+	tune   func(*Node) // Changes what start makes short.
 	logs   *observer.ObservedLogs
 	node   *Node
 	cancel context.CancelFunc
@@ -56,17 +62,26 @@ func newRig(t *testing.T) *rig {
 	r := &rig{
 		t: t, store: subnettest.NewMemory(), kernel: backendtest.NewFake(),
 		host: &fakeHost{host: []backend.Interface{{Name: "eth0", MTU: 1500, Addresses: []netip.Addr{netip.MustParseAddr("10.99.0.1")}, DefaultV4: true}}},
+		tune: func(*Node) {},
 		opts: Options{Name: "node1", SubnetFile: filepath.Join(dir, "subnet.env"), RunDir: filepath.Join(dir, "run"), StateDir: filepath.Join(dir, "state"), PeerGrace: DefaultPeerGrace},
 	}
 	r.store.SetConfig([]byte(testConfig))
 	return r
 }
 
+func (r *rig) at() subnettest.Client {
+	if r.client != nil {
+		return r.client
+	}
+	return r.store
+}
+
 func (r *rig) start() {
 	core, logs := observer.New(zapcore.InfoLevel)
 	r.logs = logs
-	r.node = New(r.opts, r.store, r.store, r.kernel, r.host, zap.New(core))
-	r.node.firstListing, r.node.twinPatience = 300*time.Millisecond, 500*time.Millisecond
+	r.node = New(r.opts, r.at(), r.at(), r.kernel, r.host, zap.New(core))
+	r.node.firstListing, r.node.firstOfBoot, r.node.settle = 300*time.Millisecond, 100*time.Millisecond, 500*time.Millisecond
+	r.tune(r.node)
 	ctx, cancel := context.WithCancel(context.Background())
 	r.cancel, r.done = cancel, make(chan error, 1)
 	go func() { r.done <- r.node.Run(ctx) }()
@@ -106,7 +121,7 @@ func (r *rig) ends() error {
 	case err := <-r.done:
 		r.done <- nil
 		return err
-	case <-time.After(5 * time.Second):
+	case <-time.After(10 * time.Second):
 		r.t.Fatalf("does not give up: %v", r.logs.All())
 		return nil
 	}
@@ -115,9 +130,14 @@ func (r *rig) ends() error {
 // eventually waits for a condition.
 func (r *rig) eventually(what string, is func() bool) {
 	r.t.Helper()
-	for end := time.Now().Add(5 * time.Second); !is(); time.Sleep(2 * time.Millisecond) {
+	r.eventuallyIn(5*time.Second, what, is)
+}
+
+func (r *rig) eventuallyIn(limit time.Duration, what string, is func() bool) {
+	r.t.Helper()
+	for end := time.Now().Add(limit); !is(); time.Sleep(2 * time.Millisecond) {
 		if time.Now().After(end) {
-			r.t.Fatalf("not after 5 s: %s\n%v", what, r.logs.All())
+			r.t.Fatalf("not after %s: %s\n%v", limit, what, r.logs.All())
 		}
 	}
 }
@@ -150,7 +170,7 @@ func (r *rig) reaches(l subnet.Lease) bool {
 }
 
 func (r *rig) own() (key string, l subnet.Lease) {
-	listing, err := r.store.List(context.Background())
+	listing, err := r.at().List(context.Background())
 	if err != nil {
 		r.t.Fatal(err)
 	}

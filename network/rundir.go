@@ -41,19 +41,20 @@ func lockRunDir(dir string) (unlock func(), err error) {
 }
 
 // token reads what tells this machine from another of the same name, and makes
-// it where there is none. It ends with the boot, so no image carries it along.
-func token(dir string) (string, error) {
+// it where there is none, which is the first start of a boot. It ends with the
+// boot, so no image carries it along.
+func token(dir string) (text string, booted bool, err error) {
 	path := filepath.Join(dir, "token")
 	old, err := os.ReadFile(path)
 	if text := strings.TrimSpace(string(old)); err == nil && text != "" {
-		return text, nil
+		return text, false, nil
 	}
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return "", fmt.Errorf("read this machine's token: %w", err)
+		return "", false, fmt.Errorf("read this machine's token: %w", err)
 	}
-	text := rand.Text()
+	text = rand.Text()
 	if err := renameio.WriteFile(path, []byte(text+"\n"), 0o600); err != nil {
-		return "", fmt.Errorf("write this machine's token: %w", err)
+		return "", false, fmt.Errorf("write this machine's token: %w", err)
 	}
-	return text, nil
+	return text, true, nil
 }

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/google/renameio/v2"
+	"go.uber.org/zap"
 
 	"github.com/ripstop-net/ripstop/subnet"
 )
@@ -60,6 +61,14 @@ func (s *snapshot) fit(now time.Time) (chosenConfig, error) {
 		return c, fmt.Errorf("this node's lease may have run out at %s and its subnet be another's", s.Expires.Format(time.RFC3339))
 	}
 	return c, nil
+}
+
+// fields describe it in the log.
+func (s *snapshot) fields() []zap.Field {
+	return []zap.Field{
+		zap.Stringer("subnets", s.Lease.Subnets), zap.Int("peers", len(s.Peers)),
+		zap.Time("saved", s.Written), zap.Time("lease_lasts_until", s.Expires),
+	}
 }
 
 // encode gives the file: a line with version and checksum, then the rest as gob.

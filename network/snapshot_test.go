@@ -2,7 +2,6 @@ package network
 
 import (
 	"bytes"
-	"context"
 	"crypto/sha256"
 	"errors"
 	"fmt"
@@ -11,11 +10,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"testing"
-	"testing/synctest"
 	"time"
-
-	"go.uber.org/zap"
-	"go.uber.org/zap/zaptest/observer"
 
 	"github.com/ripstop-net/ripstop/subnet"
 )
@@ -105,79 +100,14 @@ func FuzzDecodeSnapshot(f *testing.F) {
 	})
 }
 
-// TestSnapshotIsWrittenSeldom: at once after a claim, otherwise every ten
-// seconds at most, and when the node ends.
-func TestSnapshotIsWrittenSeldom(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		dir := t.TempDir()
-		revision := int64(0)
-		k := newKeeper(dir, zap.NewNop(), *testSnapshot(1), func() (string, int64, []subnet.Saved) {
-			revision++
-			return "E", revision, nil
-		})
-		writes := func(want int64) {
-			t.Helper()
-			synctest.Wait()
-			if s, err := readSnapshot(dir); err != nil || s.Revision != want {
-				t.Errorf("written %v times, want %d (%v)", s, want, err)
-			}
-		}
-		ctx, cancel := context.WithCancel(t.Context())
-		done := make(chan error, 1)
-		go func() { done <- k.run(ctx) }()
-		writes(1)
-		for range 100 { // 9.9 s.
-			time.Sleep(99 * time.Millisecond)
-			k.changed()
-		}
-		writes(1)
-		time.Sleep(time.Second)
-		writes(2)
-		time.Sleep(time.Hour)
-		writes(2)
-		k.claimed(subnet.Lease{ID: 7})
-		writes(3)
-		k.renewed(time.Now().Add(time.Hour)) // The first of the new lease.
-		writes(4)
-		if s, _ := readSnapshot(dir); !s.Expires.Equal(time.Now().Add(time.Hour-5*time.Minute)) || s.Lease.ID != 7 {
-			t.Errorf("saved %+v", s)
-		}
-		k.changed()
-		cancel()
-		if err := <-done; err != nil {
-			t.Error(err)
-		}
-		writes(5)
-	})
-}
-
-func TestSnapshotThatCannotBeWrittenIsSaidOnce(t *testing.T) {
-	core, logs := observer.New(zap.DebugLevel)
-	dir := filepath.Join(t.TempDir(), "file")
-	if err := os.WriteFile(dir, nil, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	k := newKeeper(dir, zap.New(core), *testSnapshot(1), func() (string, int64, []subnet.Saved) { return "", 0, nil })
-	for range 3 {
-		k.write()
-	}
-	if err := os.Remove(dir); err != nil {
-		t.Fatal(err)
-	}
-	k.write()
-	if logs.Len() != 2 {
-		t.Errorf("said %v", logs.All())
-	}
-}
-
 func TestTokenStays(t *testing.T) {
 	dir := t.TempDir()
-	one, err := token(dir)
-	two, err2 := token(dir)
-	if err := errors.Join(err, err2); err != nil || one != two || len(one) < 20 {
-		t.Errorf("%q, %q, %v", one, two, err)
+	one, booted, err := token(dir)
+	two, again, err2 := token(dir)
+	if err := errors.Join(err, err2); err != nil || one != two || len(one) < 20 || !booted || again {
+		t.Errorf("%q %t, %q %t, %v", one, booted, two, again, err)
 	}
-	if three, err := token(t.TempDir()); err != nil || three == one {
+	if three, _, err := token(t.TempDir()); err != nil || three == one {
 		t.Errorf("%q, %v", three, err)
 	}
 }

@@ -25,8 +25,13 @@ func final(err error) error { return backoff.Permanent(err) }
 // what it waited for. It gives up on what does not pass by itself. Where kick,
 // which may be nil, has something, it tries at once.
 func (n *Node) until(ctx context.Context, what string, kick <-chan struct{}, try func() error) error {
+	return n.untilWithin(ctx, longestWait, what, kick, try)
+}
+
+// untilWithin is until with a bound of its own on the pauses.
+func (n *Node) untilWithin(ctx context.Context, longest time.Duration, what string, kick <-chan struct{}, try func() error) error {
 	said, tries := "", 0
-	pauses := &backoff.ExponentialBackOff{InitialInterval: firstWait, RandomizationFactor: 0.5, Multiplier: 2, MaxInterval: longestWait}
+	pauses := &backoff.ExponentialBackOff{InitialInterval: firstWait, RandomizationFactor: 0.5, Multiplier: 2, MaxInterval: longest}
 	for {
 		err := try()
 		tries++

@@ -126,6 +126,34 @@ func choose(cfg Config, req Request, seen Listing) (want Lease, write bool, err 
 	return req.lease(chosen), true, nil
 }
 
+// Standing finds the node's lease of just these subnets among the records, where
+// it is as the node itself would write it at this moment.
+func (r Request) Standing(cfg Config, seen Listing, of Subnets) (Lease, bool) {
+	r.Previous, r.OnlyPrevious = of, true
+	l, write, err := choose(cfg, r, seen)
+	return l, err == nil && !write
+}
+
+// Elsewhere finds a record that bears the node's name with another public address
+// than the node has, where there is none with its own.
+func (r Request) Elsewhere(seen Listing) (found Lease, ok bool) {
+	for _, l := range seen.Leases {
+		if l.Node != r.Self.Node {
+			continue
+		}
+		moved := false
+		for _, f := range Families {
+			at := l.Endpoints[f].PublicIP
+			moved = moved || at.IsValid() && r.Self.PublicIP[f].IsValid() && at != r.Self.PublicIP[f]
+		}
+		if !moved {
+			return Lease{}, false
+		}
+		found, ok = l, true
+	}
+	return found, ok
+}
+
 // eligible are the leases that the node may take up. Where its previous subnets
 // may be in use, a lease of others is no use to it, though it bears its name: a
 // backup may have brought that back, or an operator reserved it.

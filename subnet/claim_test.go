@@ -171,3 +171,58 @@ func TestStrandedNamesLeases(t *testing.T) {
 		t.Errorf("got %v", got)
 	}
 }
+
+func TestStanding(t *testing.T) {
+	cfg, req := mustConfig(t, modes["ipv4"]), request("a")
+	of := Subnets{netip.MustParsePrefix("10.5.2.0/24")}
+	own := req.lease(of)
+	own.ID, own.Created, own.Modified = 7, 3, 4
+	other := req.lease(Subnets{netip.MustParsePrefix("10.5.3.0/24")})
+	other.ID = 8
+	moved, flannels := own, own
+	moved.Endpoints[V4].PublicIP = netip.MustParseAddr("10.99.0.9")
+	flannels.Node = ""
+	for name, tc := range map[string]struct {
+		seen Listing
+		want Lease
+	}{
+		"as it is":            {Listing{Leases: []Lease{other, own}}, own},
+		"none":                {Listing{}, Lease{}},
+		"of another subnet":   {Listing{Leases: []Lease{other}}, Lease{}},
+		"at another address":  {Listing{Leases: []Lease{moved}}, Lease{}},
+		"not by name":         {Listing{Leases: []Lease{flannels}}, Lease{}},
+		"another's":           {Listing{Leases: []Lease{held("10.5.2.0/24", "b", "10.99.0.2", 1, 1)}}, Lease{}},
+		"that cannot be read": {Listing{Bad: []BadRecord{{Key: of.Key()}}}, Lease{}},
+	} {
+		if got, ok := req.Standing(cfg, tc.seen, of); ok != (tc.want != Lease{}) || ok && got != tc.want {
+			t.Errorf("%s: %+v, %t", name, got, ok)
+		}
+	}
+	if _, ok := req.Standing(mustConfig(t, `{"Network":"10.6.0.0/16"}`), Listing{Leases: []Lease{own}}, of); ok {
+		t.Error("a lease stands that the config has no room for")
+	}
+}
+
+func TestElsewhere(t *testing.T) {
+	req := request("a")
+	here, there := held("10.5.2.0/24", "a", "10.99.0.1", 1, 1), held("10.5.3.0/24", "a", "10.99.0.9", 2, 2)
+	six := there
+	six.Endpoints = PerFamily[Endpoint]{V6: {PublicIP: netip.MustParseAddr("fd99::9")}}
+	for name, tc := range map[string]struct {
+		leases []Lease
+		want   bool
+	}{
+		"none":                  {nil, false},
+		"here":                  {[]Lease{here}, false},
+		"there":                 {[]Lease{there}, true},
+		"here and there":        {[]Lease{there, here}, false},
+		"another node's":        {[]Lease{held("10.5.3.0/24", "b", "10.99.0.9", 2, 2)}, false},
+		"nobody's":              {[]Lease{held("10.5.3.0/24", "", "10.99.0.9", 2, 2)}, false},
+		"in another family":     {[]Lease{six}, false},
+		"there, beside another": {[]Lease{held("10.5.2.0/24", "b", "10.99.0.1", 1, 1), there}, true},
+	} {
+		if got, ok := req.Elsewhere(Listing{Leases: tc.leases}); ok != tc.want || ok && got != there {
+			t.Errorf("%s: %+v, %t", name, got, ok)
+		}
+	}
+}

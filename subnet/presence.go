@@ -26,10 +26,18 @@ type Living struct {
 // of which only one of them can have. Nobody watches it. Every Presence passes
 // the suite in subnettest.
 type Presence interface {
-	// Appear makes the node known as living. Where another token lives under its
-	// name or one of its addresses, it returns [*TwinError] and changes nothing;
-	// its own token's entries are taken over. It returns an id for Stay.
+	// Appear makes the node known as living. Where another token is known under
+	// its name or one of its addresses, it returns [*TwinError] and changes
+	// nothing; its own token's entries are taken over. It returns an id for Stay.
+	//
+	// What is known may be dead for up to [PresenceTTL]. A caller that asks again
+	// and again is told by [TwinError.Lives] once there was a sign of life between
+	// its calls.
 	Appear(ctx context.Context, n Living) (id int64, err error)
+
+	// Known returns who is known under n's name or at one of its addresses:
+	// another token's node before n itself. It is false where nobody is.
+	Known(ctx context.Context, n Living) (Living, bool, error)
 
 	// Stay keeps the node known until ctx ends, which returns nil, or until the
 	// store no longer knows it, which returns [ErrLeaseLost]: Appear again. A
@@ -39,22 +47,38 @@ type Presence interface {
 	Stay(ctx context.Context, id int64) error
 }
 
-// TwinError says that another living node has this node's name or address.
+// PresenceRenewal is the longest time between two signs of life that a Stay gives
+// while it reaches its store.
+const PresenceRenewal = PresenceTTL/4 + PresenceTTL/32
+
+// TwinError says that another token is known under this node's name or address.
 type TwinError struct {
 	// First is the node that was there before.
 	First Living
 	// Address is the public address that both have; not valid where it is the name.
 	Address netip.Addr
+	// Lives says that the first was seen to give a sign of life. Without it the
+	// first may be this machine before a crash or a reboot.
+	Lives bool
 }
 
-// Error names the first node and says what to do.
+// Error names the first node, and says what to do if that lives. Its text stays
+// the same while nothing new is known.
 func (e *TwinError) Error() string {
+	what := "this node's name"
 	if e.Address.IsValid() {
-		return fmt.Sprintf("public address %s is that of %s, which lives: give each node an address of its own by --iface or --public-ip",
-			e.Address, e.First.String())
+		what = "public address " + e.Address.String()
 	}
-	return fmt.Sprintf("another machine lives under this node's name: %s: give each machine, also a clone of an image, a name of its own by --node-name or its hostname",
-		e.First.String())
+	switch {
+	case !e.Lives:
+		return fmt.Sprintf("%s is still that of %s, this machine before a crash or a reboot, or another: it is free %s after the last sign of life",
+			what, e.First.String(), PresenceTTL)
+	case e.Address.IsValid():
+		return fmt.Sprintf("%s is that of %s, which lives: give each node an address of its own by --iface or --public-ip", what, e.First.String())
+	default:
+		return fmt.Sprintf("another machine lives under %s: %s: give each machine, also a clone of an image, a name of its own by --node-name or its hostname",
+			what, e.First.String())
+	}
 }
 
 // String gives name and addresses, for people.

@@ -2,6 +2,7 @@ package backendtest
 
 import (
 	"math/rand/v2"
+	"net/netip"
 	"slices"
 	"testing"
 	"time"
@@ -144,6 +145,68 @@ func testOwnChanges(_ *testing.T, s *suite) {
 		}
 	}
 	s.quiet("own changes")
+}
+
+// testFreed: what was in the way is told of when it goes, once, and what was in
+// the way of nothing is not.
+func testFreed(_ *testing.T, s *suite) {
+	s.reach(world(1))
+	for _, o := range overlays {
+		s.by(s.Others.Stand(o.route(8))) // Nobody asks for it.
+		s.apply(backend.Add, o.fdb(9), o.neighbour(9))
+		s.apply(backend.Add, o.nexthop(9))
+	}
+	wide := backend.Route{Dst: netip.PrefixFrom(overlays[1].subnet(0x90).Addr(), 60)}
+	s.by(s.Others.Stand(wide))
+	defer s.following()()
+	refused := func(e backend.Entry) {
+		s.t.Helper()
+		for calm := false; !calm; { // A link's state may yet be announced.
+			s.wantErr(s.try(backend.Add, e)[0], backend.ErrInTheWay)
+			time.Sleep(5 * time.Millisecond)
+			changes, _ := s.changes("a failure")
+			calm = len(changes) == 0
+		}
+	}
+	freed := func(e backend.Entry, after string) {
+		s.t.Helper()
+		changes, ok := s.changes(after)
+		if ok && !slices.ContainsFunc(changes, func(c backend.Change) bool { return c.Freed && !c.Gone && c.Entry == backend.Identity(e) }) {
+			s.t.Fatalf("after %s: told of %v", after, changes)
+		}
+		if _, doubt := s.dump().Correct(changes); doubt {
+			s.t.Fatalf("doubt of the mirror after %s", after)
+		}
+		s.quiet(after)
+		s.apply(backend.Add, e)
+		s.changes("own add")
+	}
+	for _, o := range overlays {
+		s.by(s.Others.Stand(o.route(9)))
+		refused(o.route(9))
+		s.by(s.Others.Yield(o.route(8)))
+		s.by(s.Others.Yield(o.route(9)))
+		freed(o.route(9), "the end of another's route")
+	}
+	refused(overlays[1].nexthop(0x91))
+	s.by(s.Others.Yield(wide))
+	freed(overlays[1].nexthop(0x91), "the end of another's wider route")
+	for _, o := range overlays {
+		s.apply(backend.Delete, o.route(9))
+		s.changes("own delete")
+		s.by(s.Others.Stand(o.route(9)))
+		refused(o.route(9))
+		s.by(s.Others.Abandon())
+		freed(o.route(9), "the end of another's link")
+	}
+	device := overlays[0].device()
+	device.Name, device.VNI = "ripstop.8", 8
+	other := device
+	other.Name = "other.8"
+	s.by(s.Others.Stand(other))
+	refused(device)
+	s.by(s.Others.Yield(other))
+	freed(device, "the end of another's VXLAN device")
 }
 
 func testDoubt(t *testing.T, s *suite) {

@@ -37,6 +37,10 @@ type Others interface {
 	Stand(e backend.Entry) error
 	// Stands tells whether it is there untouched.
 	Stands(e backend.Entry) (bool, error)
+	// Yield takes away what Stand made. Abandon does that to all routes at once,
+	// in the way of which the kernel says least.
+	Yield(e backend.Entry) error
+	Abandon() error
 }
 
 // Owns tells by name which devices the suite takes for its own.
@@ -52,6 +56,7 @@ func Conformance(t *testing.T, open func(t *testing.T) Harness) {
 		"replace":                testReplace,
 		"device in place":        testDeviceInPlace,
 		"device down":            testDeviceDown,
+		"link-local addresses":   testLinkLocal,
 		"misfit":                 testMisfit,
 		"another vni":            testAnotherVNI,
 		"delete what is not":     testDeleteAbsent,
@@ -74,6 +79,7 @@ func Conformance(t *testing.T, open func(t *testing.T) Harness) {
 		"changes by a hand":      testChangesByHand,
 		"changes of others":      testChangesOfOthers,
 		"own changes":            testOwnChanges,
+		"freed":                  testFreed,
 		"doubt":                  testDoubt,
 		"mirror":                 testMirror,
 		"cancelled":              testCancelled,
@@ -174,6 +180,23 @@ func testDeviceDown(_ *testing.T, s *suite) {
 	s.by(s.Hand.Put(learning))
 	s.holds(with(want, learning))
 	s.reach(want)
+}
+
+// testLinkLocal: the kernel's own link-local addresses are entries like others,
+// and that it makes them is an attribute of the device.
+func testLinkLocal(_ *testing.T, s *suite) {
+	want := world(2)
+	s.reach(want)
+	for _, o := range overlays {
+		d := o.device()
+		d.LinkLocal = true
+		s.by(s.Hand.Put(d))
+		s.holds(with(want, d))
+		address := backend.Address{Dev: o.dev, Prefix: netip.MustParsePrefix("fe80::5/64")}
+		s.by(s.Hand.Put(address))
+		s.holds(with(want, d, address))
+		s.reach(want)
+	}
 }
 
 func testMisfit(_ *testing.T, s *suite) {

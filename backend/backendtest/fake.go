@@ -4,6 +4,7 @@ package backendtest
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -22,6 +23,8 @@ type Fake struct {
 	done     []backend.Op
 	failOp   func(backend.Op) error
 	failDump error
+	// refused has what others' things were in the way of.
+	refused  map[backend.Entry]struct{}
 	watchers map[chan struct{}]struct{}
 	// queue and doubt are what Changes is to tell.
 	queue []backend.Change
@@ -40,7 +43,8 @@ var _ backend.Kernel = (*Fake)(nil)
 // NewFake returns a Fake that holds entries of ours.
 func NewFake(entries ...backend.Entry) *Fake {
 	return &Fake{
-		state: backend.NewState(entries...), others: &backend.State{}, watchers: map[chan struct{}]struct{}{},
+		state: backend.NewState(entries...), others: &backend.State{},
+		refused: map[backend.Entry]struct{}{}, watchers: map[chan struct{}]struct{}{},
 	}
 }
 
@@ -82,8 +86,12 @@ func (f *Fake) apply(op backend.Op) error {
 		}
 	}
 	if err := f.refuses(op); err != nil {
+		if errors.Is(err, backend.ErrInTheWay) {
+			f.refused[backend.Identity(op.Entry)] = struct{}{}
+		}
 		return err
 	}
+	delete(f.refused, backend.Identity(op.Entry))
 	f.done = append(f.done, op)
 	f.announce(op)
 	if r, ok := op.Entry.(backend.Route); ok && op.Verb == backend.Replace {
@@ -267,6 +275,11 @@ func (f *Fake) Yield(entries ...backend.Entry) {
 	for _, e := range entries {
 		f.others.Drop(e)
 	}
+	for e := range f.refused {
+		f.tell(backend.Change{Entry: e, Freed: true})
+	}
+	clear(f.refused)
+	f.kick()
 }
 
 // Stands tells whether what Stand put there is there untouched.

@@ -3,6 +3,7 @@ package backendtest
 import (
 	"errors"
 	"net/netip"
+	"slices"
 	"testing"
 
 	"go.uber.org/goleak"
@@ -39,6 +40,16 @@ func (h fakeHand) Down(dev string) error {
 
 func (h fakeHand) Stand(e backend.Entry) error {
 	h.f.Stand(e)
+	return nil
+}
+
+func (h fakeHand) Yield(e backend.Entry) error {
+	h.f.Yield(e)
+	return nil
+}
+
+func (h fakeHand) Abandon() error {
+	h.f.Yield(slices.Collect(h.f.others.OfKind(backend.KindRoute))...)
 	return nil
 }
 

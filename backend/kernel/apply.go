@@ -36,6 +36,7 @@ func (k *Kernel) Apply(ctx context.Context, ops []backend.Op) []error {
 			if errs[i] = ctx.Err(); errs[i] == nil {
 				errs[i] = k.applyDevice(ctx, op.Verb, d)
 			}
+			k.obstructed.note(op, errs[i])
 			continue
 		}
 		todo = append(todo, i)
@@ -44,6 +45,9 @@ func (k *Kernel) Apply(ctx context.Context, ops []backend.Op) []error {
 	for len(todo) > 0 {
 		n := a.batch(ctx, todo)
 		todo = append(todo[n:], a.conclude(ctx)...)
+		for _, i := range a.sent {
+			k.obstructed.note(ops[i], errs[i])
+		}
 		if k.events != nil { // Else a large Apply would fill its buffer.
 			k.events.drain(k)
 		}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"net/netip"
 
 	"golang.org/x/sys/unix"
@@ -121,6 +122,24 @@ func (k *Kernel) takeUp(ctx context.Context, index int) error {
 	return nil
 }
 
+// giveCarrier gives a device back the carrier that a hand took by protodown,
+// which the kernel does only when no reason for that is left (do_set_proto_down).
+func (k *Kernel) giveCarrier(ctx context.Context, index int) error {
+	err := k.request(ctx, func(w *builder, seq uint32) {
+		host.PutUint32(w.begin(unix.RTM_SETLINK, 0, seq, sizeLinkMessage)[4:], uint32(index))
+		reasons := w.nest(unix.IFLA_PROTO_DOWN_REASON)
+		w.u32(unix.IFLA_PROTO_DOWN_REASON_MASK, math.MaxUint32)
+		w.u32(unix.IFLA_PROTO_DOWN_REASON_VALUE, 0)
+		w.close(reasons)
+		w.u8(unix.IFLA_PROTO_DOWN, 0)
+		w.ask()
+	}, nil)
+	if err != nil {
+		return fmt.Errorf("give device its carrier back: %w", err)
+	}
+	return nil
+}
+
 // changeDevice changes in place all that can be.
 func (k *Kernel) changeDevice(ctx context.Context, d backend.Device) error {
 	l, err := k.ourLink(ctx, d.Name)
@@ -156,6 +175,11 @@ func (k *Kernel) changeDevice(ctx context.Context, d backend.Device) error {
 		}, nil)
 		if err != nil {
 			return fmt.Errorf("change MAC or MTU: %w", err)
+		}
+	}
+	if l.protoDown {
+		if err := k.giveCarrier(ctx, l.index); err != nil {
+			return err
 		}
 	}
 	if l.up {

@@ -14,9 +14,9 @@ import (
 // dumpTries is how often a dump that was interrupted by changes is repeated.
 const dumpTries = 10
 
-// Dump implements backend.Kernel. It leaves out IPv6 link-local addresses, FDB
-// entries without a destination, neighbours that are not permanent, and a link
-// that has a name of ours and is not VXLAN: that one is another's.
+// Dump implements backend.Kernel. It leaves out FDB entries without a
+// destination, neighbours that are not permanent, and a link that has a name of
+// ours and is not VXLAN: that one is another's.
 //
 // The parts are read one after another, so what changes meanwhile may be half
 // in it; Watch then says that there is reason to dump again.
@@ -140,7 +140,7 @@ func (d *dumper) devices(ctx context.Context) (indexes []int, err error) {
 func (l linkMessage) device() backend.Device {
 	dev := backend.Device{
 		Name: l.name, VNI: l.vxlan.vni, Port: l.vxlan.port, Local: l.vxlan.local, MAC: l.mac, MTU: l.mtu,
-		Down: !l.up, Learning: l.vxlan.learning, Misfit: l.vxlan.odd,
+		Down: !l.up || l.protoDown, Learning: l.vxlan.learning, LinkLocal: l.linkLocal, Misfit: l.vxlan.odd,
 	}
 	switch {
 	case dev.Misfit != "":
@@ -176,7 +176,7 @@ func (d *dumper) hanging(ctx context.Context, index int) error {
 			host.PutUint32(h[4:], uint32(index))
 		}, func(m message) (addressMessage, bool) {
 			a, ok := parseAddress(m.body)
-			return a, ok && a.index == index && a.shown()
+			return a, ok && a.index == index
 		})
 		if err != nil {
 			return fmt.Errorf("dump addresses of %s: %w", dev, err)

@@ -80,11 +80,13 @@ func (e *events) lost() { e.queue, e.doubt = nil, true }
 func (e *events) read(k *Kernel, m message) {
 	switch m.typ {
 	case unix.RTM_NEWLINK, unix.RTM_DELLINK:
-		e.link(m)
+		e.link(k, m)
 	case unix.RTM_NEWADDR, unix.RTM_DELADDR:
 		a, ok := parseAddress(m.body)
-		if _, ours := e.ours[a.index]; ok && ours && a.shown() {
+		if _, ours := e.ours[a.index]; ok && ours {
 			e.lost()
+		} else if m.typ == unix.RTM_DELADDR {
+			e.freedAll(k, m.pid)
 		}
 	case unix.RTM_NEWNEIGH, unix.RTM_DELNEIGH:
 		n, ok := parseNeighbour(m.body)
@@ -101,18 +103,22 @@ func (e *events) read(k *Kernel, m message) {
 }
 
 func (e *events) tell(m message, entry backend.Entry, gone bool) {
+	e.queueUp(backend.Change{Entry: entry, Gone: gone, By: m.pid})
+}
+
+func (e *events) queueUp(c backend.Change) {
 	switch {
 	case e.doubt:
 	case len(e.queue) == maxQueued:
 		e.lost()
 	default:
-		e.queue = append(e.queue, backend.Change{Entry: entry, Gone: gone, By: m.pid})
+		e.queue = append(e.queue, c)
 	}
 }
 
 // link also follows which devices are ours, as they come, are renamed, and go.
 // One of our names that is not VXLAN is another's; it may have stood in the way.
-func (e *events) link(m message) {
+func (e *events) link(k *Kernel, m message) {
 	l, ok := parseLink(m.body)
 	// A bridge port's events (of family AF_BRIDGE) name the device too, and
 	// its RTM_DELLINK there does not mean that it goes (br_ifinfo_notify).
@@ -125,8 +131,11 @@ func (e *events) link(m message) {
 	} else {
 		e.know(l)
 	}
-	if was || e.owns(l.name) {
+	switch {
+	case was || e.owns(l.name):
 		e.lost()
+	case m.typ == unix.RTM_DELLINK, !l.up, !l.running:
+		e.freedAll(k, m.pid)
 	}
 }
 
@@ -152,11 +161,18 @@ func (e *events) neighbour(k *Kernel, m message, n neighbourMessage, dev string)
 // (fib_table_insert, fib6_add_rt2node).
 func (e *events) route(k *Kernel, m message) {
 	took := m.typ == unix.RTM_NEWROUTE && m.flags&unix.NLM_F_REPLACE != 0
-	if len(m.body) < sizeRouteMessage || m.body[5] != Protocol && !took {
+	frees := m.typ == unix.RTM_DELROUTE && len(k.obstructed) > 0
+	if len(m.body) < sizeRouteMessage || m.body[5] != Protocol && !took && !frees {
 		return
 	}
 	r, ok := parseRoute(m.body)
 	if !ok || r.flags&unix.RTM_F_CLONED != 0 {
+		return
+	}
+	if frees {
+		e.freedByRoute(k, r, m.pid)
+	}
+	if r.protocol != Protocol && !took {
 		return
 	}
 	e.tell(m, r.route(k.hops.ours[r.nexthop]), m.typ == unix.RTM_DELROUTE || r.protocol != Protocol)
@@ -172,6 +188,8 @@ func (e *events) nexthop(k *Kernel, m message, n nexthopMessage) {
 		} else if n.protocol == Protocol { // As we deleted it, or missed its coming.
 			was = backend.Nexthop{Dev: e.ours[n.index], Gateway: n.gateway}
 			known = was.Dev != "" && n.plain && k.hops.ids[was] == 0
+		} else {
+			e.freedAll(k, m.pid)
 		}
 		if known {
 			e.tell(m, was, true)

@@ -162,6 +162,104 @@ func TestDeviceMakesNoLinkLocal(t *testing.T) {
 	}
 }
 
+// TestLinkLocalOfAnotherHandGoes: a device that fits but for the address that
+// the kernel gave it is kept, and loses that.
+func TestLinkLocalOfAnotherHandGoes(t *testing.T) {
+	for _, v6 := range []bool{false, true} {
+		ns := kerneltest.Namespace(t)
+		k := openAt(t, ns)
+		d := device(v6)
+		flap := func(change func(netlink.Link) error) {
+			kerneltest.Do(t, ns, func() error {
+				l, err := netlink.LinkByName(d.Name)
+				if err == nil {
+					err = errors.Join(change(l), netlink.LinkSetUp(l))
+				}
+				return err
+			})
+		}
+		kerneltest.Do(t, ns, func() error {
+			return netlink.LinkAdd(&netlink.Vxlan{
+				LinkAttrs: netlink.LinkAttrs{Name: d.Name, MTU: d.MTU, HardwareAddr: d.MAC[:]},
+				VxlanId:   int(d.VNI), Port: int(d.Port), SrcAddr: d.Local.AsSlice(),
+			})
+		})
+		flap(func(netlink.Link) error { return nil })
+		have, err := k.Dump(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if found, _ := have.Device(d.Name); !found.LinkLocal || found.Misfit != "" {
+			t.Errorf("found %s", found)
+		}
+		n := 0
+		for e := range have.OfKind(backend.KindAddress) {
+			if a := e.(backend.Address); a.Prefix.Addr().IsLinkLocalUnicast() {
+				n++
+			}
+		}
+		if n != 1 {
+			t.Errorf("%d link-local addresses:\n%s", n, have)
+		}
+		reach(t, k, peers(3, v6))
+		flap(netlink.LinkSetDown)
+		reach(t, k, peers(3, v6))
+	}
+}
+
+// TestCarrierIsGivenBack: a device that another hand has taken its carrier from
+// by protodown takes no nexthops. What that hand gives as its reason does not
+// matter.
+func TestCarrierIsGivenBack(t *testing.T) {
+	for _, v6 := range []bool{false, true} {
+		k := openAt(t, kerneltest.Namespace(t))
+		want := peers(3, v6)
+		reach(t, k, want)
+		index, err := k.indexOf(t.Context(), device(v6).Name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		err = k.request(t.Context(), func(w *builder, seq uint32) {
+			host.PutUint32(w.begin(unix.RTM_SETLINK, 0, seq, sizeLinkMessage)[4:], uint32(index))
+			reasons := w.nest(unix.IFLA_PROTO_DOWN_REASON)
+			w.u32(unix.IFLA_PROTO_DOWN_REASON_MASK, 4)
+			w.u32(unix.IFLA_PROTO_DOWN_REASON_VALUE, 4)
+			w.close(reasons)
+			w.u8(unix.IFLA_PROTO_DOWN, 1)
+			w.ask()
+		}, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		// Nexthops go a moment later, from a work queue (linkwatch_do_dev).
+		for end := time.Now().Add(5 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+			have, err := k.Dump(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			d, _ := have.Device(device(v6).Name)
+			if !d.Down {
+				t.Fatalf("a device without a carrier is not down: %s", d)
+			}
+			if !have.Has(backend.Nexthop{Dev: d.Name, Gateway: gatewayOf(want)}) {
+				break
+			}
+			if time.Now().After(end) {
+				t.Fatalf("nexthops outlive the carrier:\n%s", have)
+			}
+		}
+		reach(t, k, want)
+	}
+}
+
+// gatewayOf is that of one of a state's nexthops.
+func gatewayOf(s *backend.State) netip.Addr {
+	for e := range s.OfKind(backend.KindNexthop) {
+		return e.(backend.Nexthop).Gateway
+	}
+	return netip.Addr{}
+}
+
 func TestMisfitsAreNamed(t *testing.T) {
 	base := func() *netlink.Vxlan {
 		return &netlink.Vxlan{LinkAttrs: netlink.LinkAttrs{Name: "ripstop.1"}, VxlanId: 1, Port: 8472, SrcAddr: []byte{192, 0, 2, 1}}
@@ -176,6 +274,10 @@ func TestMisfitsAreNamed(t *testing.T) {
 		"short-circuits routes":                  func(v *netlink.Vxlan) { v.RSC = true },
 		"reports unknown MACs":                   func(v *netlink.Vxlan) { v.L2miss = true },
 		"reports unknown neighbours":             func(v *netlink.Vxlan) { v.L3miss = true },
+		"has a TTL of its own":                   func(v *netlink.Vxlan) { v.TTL = 1 },
+		"has a TOS of its own":                   func(v *netlink.Vxlan) { v.TOS = 8 },
+		"limits its FDB":                         func(v *netlink.Vxlan) { v.Limit = 2 },
+		"has source ports of its own":            func(v *netlink.Vxlan) { v.PortLow, v.PortHigh = 1000, 1001 },
 		"is a port of br0":                       nil,
 		"sends to the group or remote 239.1.1.1": func(v *netlink.Vxlan) { v.Group, v.VtepDevIndex = []byte{239, 1, 1, 1}, 1 },
 		"":                                       func(*netlink.Vxlan) {},

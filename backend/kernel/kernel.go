@@ -34,7 +34,8 @@ type Kernel struct {
 	index map[string]int
 	hops  nexthopIDs
 	// byNexthop has the FDB entries that lead through a nexthop object.
-	byNexthop map[fdbKey]struct{}
+	byNexthop  map[fdbKey]struct{}
+	obstructed obstructed
 	// events is what Watch has subscribed to, nil if nothing.
 	events *events
 	// listen is the receive buffer of watchers in bytes.
@@ -73,7 +74,7 @@ func OpenAt(ns *os.File, owns func(device string) bool) (*Kernel, error) {
 func open(ns *os.File, owns func(string) bool) (*Kernel, error) {
 	k := &Kernel{
 		owns: owns, ns: ns, turn: make(chan struct{}, 1), listen: listenerBuffer,
-		index: map[string]int{}, byNexthop: map[fdbKey]struct{}{},
+		index: map[string]int{}, byNexthop: map[fdbKey]struct{}{}, obstructed: obstructed{},
 	}
 	var err error
 	if k.sock, err = dial(ns, requestBuffer); err != nil {

@@ -80,7 +80,7 @@ func (h *hand) Put(e backend.Entry) error {
 	switch e := e.(type) {
 	case backend.Device:
 		err := h.in(e.Name, func(l netlink.Link) error {
-			if err := netlink.LinkSetMTU(l, e.MTU); err != nil {
+			if err := errors.Join(netlink.LinkSetMTU(l, e.MTU), netlink.LinkSetIP6AddrGenMode(l, addrGenMode(e))); err != nil {
 				return err
 			}
 			return h.other.request(context.Background(), func(w *builder, seq uint32) {
@@ -144,11 +144,18 @@ func (h *hand) stand(d backend.Device) error {
 			l = &netlink.Vxlan{LinkAttrs: attrs, VxlanId: int(d.VNI), Port: int(d.Port), SrcAddr: d.Local.AsSlice()}
 		}
 		if err = netlink.LinkAdd(l); err == nil && d.VNI != 0 {
-			err = netlink.LinkSetUp(l)
+			err = errors.Join(netlink.LinkSetIP6AddrGenMode(l, addrGenMode(d)), netlink.LinkSetUp(l))
 		}
 		return nil
 	})
 	return err
+}
+
+func addrGenMode(d backend.Device) int {
+	if d.LinkLocal {
+		return 0 // IN6_ADDR_GEN_MODE_EUI64, the kernel's own choice.
+	}
+	return addrGenModeNone
 }
 
 // others is the hand that makes what is not ours.
@@ -193,6 +200,20 @@ func (o others) standBridge() error {
 	}
 	return o.in(othersBridge, netlink.LinkSetUp)
 }
+
+func (o others) Yield(e backend.Entry) error {
+	switch e := e.(type) {
+	case backend.Device:
+		return o.in(e.Name, netlink.LinkDel)
+	case backend.Route:
+		return o.in(othersBridge, func(l netlink.Link) error {
+			return netlink.RouteDel(&netlink.Route{LinkIndex: l.Attrs().Index, Dst: ipNet(e.Dst), Protocol: unix.RTPROT_STATIC})
+		})
+	}
+	return fmt.Errorf("no such thing of another's: %s", e)
+}
+
+func (o others) Abandon() error { return o.in(othersBridge, netlink.LinkDel) }
 
 func (o others) Stands(e backend.Entry) (stands bool, err error) {
 	switch e := e.(type) {

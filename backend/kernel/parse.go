@@ -2,6 +2,7 @@ package kernel
 
 import (
 	"net/netip"
+	"slices"
 	"strconv"
 
 	"golang.org/x/sys/unix"
@@ -14,14 +15,19 @@ import (
 
 // linkMessage is what we read of an RTM_NEWLINK.
 type linkMessage struct {
-	index  int
-	name   string
-	kind   string
-	up     bool
-	mac    backend.MAC
-	mtu    int
-	master int
-	vxlan  vxlanData
+	index int
+	name  string
+	kind  string
+	up    bool
+	// running says that it is up and has a carrier, protoDown that another hand
+	// took the carrier away.
+	running, protoDown bool
+	mac                backend.MAC
+	mtu                int
+	master             int
+	// linkLocal says that the kernel gives it link-local addresses.
+	linkLocal bool
+	vxlan     vxlanData
 }
 
 // vxlanData is what we read of IFLA_INFO_DATA of a VXLAN device.
@@ -32,12 +38,20 @@ type vxlanData struct {
 	remote   netip.Addr // A group or the one peer of a point-to-point tunnel.
 	learning bool
 	lower    int
-	odd      string // The first flag that is on and that we never set.
+	odd      string // The first attribute that is set and that we never set.
 }
 
-// vxlanFlags are those that the kernel cannot change in place (vxlan_nl2flag)
-// and that alter what a device sends or takes.
-var vxlanFlags = map[uint16]string{
+// vxlanOdd are the attributes that we never set and that alter what a device
+// sends, takes or can hold. Most of them cannot be changed in place
+// (vxlan_nl2conf, vxlan_nl2flag).
+var vxlanOdd = map[uint16]string{
+	unix.IFLA_VXLAN_TTL:              "has a TTL of its own",
+	unix.IFLA_VXLAN_TTL_INHERIT:      "inherits the TTL",
+	unix.IFLA_VXLAN_TOS:              "has a TOS of its own",
+	unix.IFLA_VXLAN_DF:               "sets DF",
+	unix.IFLA_VXLAN_LABEL:            "has a flow label of its own",
+	unix.IFLA_VXLAN_LIMIT:            "limits its FDB",
+	unix.IFLA_VXLAN_PORT_RANGE:       "has source ports of its own",
 	unix.IFLA_VXLAN_COLLECT_METADATA: "collects metadata",
 	unix.IFLA_VXLAN_VNIFILTER:        "filters VNIs",
 	unix.IFLA_VXLAN_GBP:              "has group based policy",
@@ -55,7 +69,8 @@ func parseLink(b []byte) (l linkMessage, ok bool) {
 		return l, false
 	}
 	l.index = linkIndex(b)
-	l.up = host.Uint32(b[8:])&unix.IFF_UP != 0
+	flags := host.Uint32(b[8:])
+	l.up, l.running = flags&unix.IFF_UP != 0, flags&unix.IFF_RUNNING != 0
 	for typ, v := range attributes(b[sizeLinkMessage:]) {
 		switch typ {
 		case unix.IFLA_IFNAME:
@@ -64,13 +79,32 @@ func parseLink(b []byte) (l linkMessage, ok bool) {
 			copy(l.mac[:], v)
 		case unix.IFLA_MTU:
 			l.mtu = int(readU32(v))
+		case unix.IFLA_PROTO_DOWN:
+			l.protoDown = readU8(v) != 0
 		case unix.IFLA_MASTER:
 			l.master = int(readU32(v))
 		case unix.IFLA_LINKINFO:
 			l.parseInfo(v)
+		case unix.IFLA_AF_SPEC:
+			l.parseFamilies(v)
 		}
 	}
 	return l, true
+}
+
+// parseFamilies reads what inet6_fill_link_af tells. It tells nothing of a link
+// without IPv6.
+func (l *linkMessage) parseFamilies(b []byte) {
+	for family, spec := range attributes(b) {
+		if family != unix.AF_INET6 {
+			continue
+		}
+		for typ, v := range attributes(spec) {
+			if typ == unix.IFLA_INET6_ADDR_GEN_MODE {
+				l.linkLocal = readU8(v) != addrGenModeNone
+			}
+		}
+	}
 }
 
 // linkIndex is the device of a link or address message.
@@ -104,12 +138,10 @@ func (l *linkMessage) parseInfo(b []byte) {
 			x.learning = readU8(v) != 0
 		case unix.IFLA_VXLAN_LINK:
 			x.lower = int(readU32(v))
-		case unix.IFLA_VXLAN_GBP, unix.IFLA_VXLAN_GPE, unix.IFLA_VXLAN_REMCSUM_TX, unix.IFLA_VXLAN_REMCSUM_RX,
-			unix.IFLA_VXLAN_COLLECT_METADATA, unix.IFLA_VXLAN_VNIFILTER, unix.IFLA_VXLAN_PROXY,
-			unix.IFLA_VXLAN_RSC, unix.IFLA_VXLAN_L2MISS, unix.IFLA_VXLAN_L3MISS:
+		default:
 			// A flag is there if it is on, or says so (vxlan_fill_info does both).
-			if x.odd == "" && (len(v) == 0 || v[0] != 0) {
-				x.odd = vxlanFlags[typ]
+			if what, ok := vxlanOdd[typ]; ok && x.odd == "" && (len(v) == 0 || slices.ContainsFunc(v, func(b byte) bool { return b != 0 })) {
+				x.odd = what
 			}
 		}
 	}
@@ -143,11 +175,6 @@ func parseAddress(b []byte) (a addressMessage, ok bool) {
 	}
 	a.prefix = netip.PrefixFrom(addr, int(b[1]))
 	return a, a.prefix.IsValid()
-}
-
-// shown tells whether Dump shows it: link-local addresses are not.
-func (a addressMessage) shown() bool {
-	return !(a.prefix.Addr().Is6() && a.prefix.Addr().IsLinkLocalUnicast())
 }
 
 // neighbourMessage is what we read of an RTM_NEWNEIGH, also of an FDB entry.

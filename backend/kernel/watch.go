@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -18,7 +19,8 @@ var watchGroups = []int{
 	unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE, unix.RTNLGRP_NEXTHOP,
 }
 
-// How long a watcher waits before it opens a failed socket again.
+// How long a watcher waits before it opens a socket again that failed, or that
+// it could not open.
 const (
 	reopenAfter   = 100 * time.Millisecond
 	reopenAtMost  = 5 * time.Second
@@ -26,17 +28,17 @@ const (
 )
 
 // Watch implements backend.Kernel. It returns an error only if it cannot
-// subscribe in the first place. It wakes for events of others' too, which
-// Changes then passes over.
+// subscribe in the first place, for a reason that does not pass by itself. It
+// wakes for events of others' too, which Changes then passes over.
 func (k *Kernel) Watch(ctx context.Context, changed func()) error {
 	return k.watch(ctx, k.subscribe, changed)
 }
 
 // watch is Watch with a given way to subscribe. A socket that cannot be opened
-// again is tried for again and again; Changes says doubt until after that.
+// is tried for again and again; Changes says doubt until after that.
 func (k *Kernel) watch(ctx context.Context, subscribe func(context.Context) (*events, error), changed func()) error {
 	e, err := subscribe(ctx)
-	if err != nil && ctx.Err() == nil {
+	if err != nil && !passing(err) && ctx.Err() == nil {
 		return fmt.Errorf("watch kernel: %w", err)
 	}
 	for wait := reopenAfter; ; wait = min(wait*reopenBackoff, reopenAtMost) {
@@ -58,6 +60,17 @@ func (k *Kernel) watch(ctx context.Context, subscribe func(context.Context) (*ev
 		}
 		e, _ = subscribe(ctx)
 	}
+}
+
+// passing tells whether an error comes of the moment: changes on a host that is
+// busy starting may interrupt each of a dump's tries, and memory may be short.
+func passing(err error) bool {
+	for _, e := range []error{errInterrupted, os.ErrDeadlineExceeded, unix.ENOBUFS, unix.ENOMEM, unix.EAGAIN, unix.EINTR, unix.EBUSY} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
 }
 
 // subscribe opens the socket, and then reads by another which devices are ours

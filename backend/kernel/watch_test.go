@@ -3,6 +3,7 @@ package kernel
 import (
 	"context"
 	"errors"
+	"fmt"
 	"testing"
 	"time"
 
@@ -50,6 +51,47 @@ func TestWatchOpensAFailedSocketAgain(t *testing.T) {
 	cancel()
 	if err := <-done; err != nil {
 		t.Fatal(err)
+	}
+}
+
+// TestWatchBeginsAfterWhatPasses: what comes of the moment does not end the
+// daemon, nor does it make a busy loop.
+func TestWatchBeginsAfterWhatPasses(t *testing.T) {
+	k := openAt(t, kerneltest.Namespace(t))
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	passing := []error{fmt.Errorf("dump devices: %w", errInterrupted), fmt.Errorf("receive netlink answer: %w", unix.ENOBUFS)}
+	var tries []time.Time
+	subscribe := func(ctx context.Context) (*events, error) {
+		tries = append(tries, time.Now())
+		if n := len(tries); n <= len(passing) {
+			return nil, passing[n-1]
+		}
+		return k.subscribe(ctx)
+	}
+	calls, done := make(chan struct{}, 10), make(chan error, 1)
+	go func() { done <- k.watch(ctx, subscribe, func() { calls <- struct{}{} }) }()
+	for _, what := range []string{"when it has subscribed", "on a change after that"} {
+		select {
+		case <-calls:
+		case err := <-done:
+			t.Fatalf("it ended: %v", err)
+		case <-time.After(5 * time.Second):
+			t.Fatalf("no call %s", what)
+		}
+		if _, doubt := k.Changes(); !doubt {
+			t.Errorf("no doubt %s", what)
+		}
+		run(t, k, backend.Add, device(false))
+		k.Changes()
+		run(t, k, backend.Delete, device(false))
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	if len(tries) != len(passing)+1 || tries[1].Sub(tries[0]) < reopenAfter || tries[2].Sub(tries[1]) < 2*reopenAfter {
+		t.Errorf("tried at %v", tries)
 	}
 }
 

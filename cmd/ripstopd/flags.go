@@ -30,6 +30,9 @@ type config struct {
 // short loss of etcd.
 const minLeaseTTL = time.Minute
 
+// minAuditEvery is the least --audit-every: each reads all of the kernel's state.
+const minAuditEvery = time.Second
+
 func newFlags() (*pflag.FlagSet, func() (config, error)) {
 	var (
 		c                    config
@@ -49,6 +52,7 @@ func newFlags() (*pflag.FlagSet, func() (config, error)) {
 	flags.StringVar(&c.node.Name, "node-name", "", "`name` that identifies this node to others (the host's name if empty)")
 	flags.DurationVar(&ttl, "lease-ttl", subnet.DefaultLeaseTTL, "`time` for which the subnet is kept for this node when it is gone")
 	flags.DurationVar(&c.node.PeerGrace, "peer-grace", network.DefaultPeerGrace, "`time` for which peers are kept whose records went with a wiped or replaced etcd (0 for none)")
+	flags.DurationVar(&c.node.AuditEvery, "audit-every", network.DefaultAuditEvery, "mean `time` between comparisons of the kernel with all that it announced")
 	flags.StringVar(&c.node.RunDir, "run-dir", "/run/ripstop", "`folder` for what ends with the boot")
 	flags.StringVar(&c.node.StateDir, "state-dir", "/var/lib/ripstop", "`folder` for what outlives a reboot")
 	flags.StringVar(&c.logLevel, "log-level", "info", "least `level` that is logged: debug, info, warn or error")
@@ -64,6 +68,9 @@ func newFlags() (*pflag.FlagSet, func() (config, error)) {
 		}
 		if c.node.PeerGrace < 0 {
 			return config{}, fmt.Errorf("--peer-grace: %s is negative", c.node.PeerGrace)
+		}
+		if c.node.AuditEvery < minAuditEvery {
+			return config{}, fmt.Errorf("--audit-every: %s is less than %s", c.node.AuditEvery, minAuditEvery)
 		}
 		for _, p := range []struct {
 			flag, text string

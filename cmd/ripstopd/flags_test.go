@@ -22,8 +22,8 @@ func TestDefaults(t *testing.T) {
 	if c.node.Name != host || c.node.SubnetFile != "/run/flannel/subnet.env" || c.node.RunDir != "/run/ripstop" || c.node.StateDir != "/var/lib/ripstop" {
 		t.Errorf("node: %+v", c.node)
 	}
-	if c.node.PeerGrace != 5*time.Minute {
-		t.Errorf("peers are held for %s", c.node.PeerGrace)
+	if c.node.PeerGrace != 5*time.Minute || c.node.AuditEvery != 5*time.Minute {
+		t.Errorf("peers are held for %s, the kernel is audited every %s", c.node.PeerGrace, c.node.AuditEvery)
 	}
 	if c.etcd.Prefix != "/coreos.com/network" || c.etcd.LeaseTTL != 24*time.Hour || c.etcd.Endpoints[0] != "http://127.0.0.1:2379" {
 		t.Errorf("etcd: %v, TTL %s", c.etcd, c.etcd.LeaseTTL)
@@ -35,7 +35,8 @@ func TestDefaults(t *testing.T) {
 func TestEveryFlagHasAnEnvironmentVariable(t *testing.T) {
 	values := map[string][2]string{
 		"etcd-endpoints": {"http://10.0.0.1:2379,http://10.0.0.2:2379", "[http://10.0.0.1:2379,http://10.0.0.2:2379]"},
-		"ip-masq":        {"true", "true"}, "lease-ttl": {"2h", "2h0m0s"}, "peer-grace": {"7m", "7m0s"}, "version": {"", ""},
+		"ip-masq":        {"true", "true"}, "lease-ttl": {"2h", "2h0m0s"}, "peer-grace": {"7m", "7m0s"},
+		"audit-every": {"2m", "2m0s"}, "version": {"", ""},
 	}
 	flags, _ := newFlags()
 	flags.VisitAll(func(f *pflag.Flag) {
@@ -81,6 +82,7 @@ func TestParseRefusesWithWhatToDo(t *testing.T) {
 		"--lease-ttl 5s":                   "--lease-ttl: 5s is less than 1m0s",
 		"--lease-ttl x":                    "lease-ttl",
 		"--peer-grace -1s":                 "--peer-grace: -1s is negative",
+		"--audit-every 1ms":                "--audit-every: 1ms is less than 1s",
 		"--public-ip fd99::1":              `--public-ip: "fd99::1" is no unicast IPv4 address`,
 		"--public-ip 224.0.0.1":            "--public-ip:",
 		"--public-ipv6 10.0.0.1":           "--public-ipv6:",

@@ -2,15 +2,35 @@ package converge
 
 import (
 	"context"
+	"math/rand/v2"
+	"time"
 
 	"go.uber.org/zap"
 
 	"github.com/ripstop-net/ripstop/backend"
 )
 
+// DefaultAuditEvery is the mean time between audits.
+const DefaultAuditEvery = 5 * time.Minute
+
+// longestConfirm bounds the time after which what an audit found is looked for
+// again. The kernel announces some changes when they are through, seconds after
+// a dump can see them: a device with many routes takes as long to go down.
+const longestConfirm = 5 * time.Second
+
+// AuditEvery sets the mean time between audits. It is called before Run.
+func (l *Loop) AuditEvery(d time.Duration) { l.auditEvery = d }
+
+func (l *Loop) planAudit(now time.Time) {
+	l.audit = now.Add(l.auditEvery/2 + rand.N(l.auditEvery))
+}
+
 // auditNow compares the mirror with the kernel. What is announced while the
-// kernel is read may be in the dump or not and is no finding.
+// kernel is read may be in the dump or not and is no finding, nor is what is
+// announced before a second audit that confirms the first.
 func (p *pass) auditNow(ctx context.Context) {
+	suspected := p.suspected
+	p.suspected = nil
 	p.planAudit(p.now)
 	have, err := p.dump(ctx)
 	if err != nil {
@@ -18,35 +38,27 @@ func (p *pass) auditNow(ctx context.Context) {
 	}
 	changes, lost := p.kernel.Changes()
 	if lost {
-		p.unread = doubt
+		p.doubt()
 		return
 	}
 	p.correct(changes)
 	if _, lost := have.Correct(changes); lost || p.unread != none {
-		p.unread = doubt
+		p.doubt()
 		return
 	}
-	announced := map[backend.Entry]struct{}{}
-	for _, c := range changes {
-		announced[backend.Identity(c.Entry)] = struct{}{}
+	differ := p.differences(have, changes)
+	if len(differ) > 0 && suspected == nil {
+		p.suspected = differ
+		p.audit = p.now.Add(min(p.auditEvery/4, longestConfirm))
+		return
 	}
 	found, first := 0, ""
-	find := func(e backend.Entry) {
-		if _, ok := announced[backend.Identity(e)]; ok {
-			return
+	for id := range differ {
+		if _, ok := suspected[id]; !ok {
+			continue
 		}
 		if found++; found == 1 {
-			first = e.String()
-		}
-	}
-	for e := range have.All() {
-		if !p.have.Has(e) {
-			find(e)
-		}
-	}
-	for e := range p.have.All() {
-		if _, ok := have.At(e); !ok {
-			find(e)
+			first = id.String()
 		}
 	}
 	p.have, p.whole = have, true
@@ -57,4 +69,24 @@ func (p *pass) auditNow(ctx context.Context) {
 	if found > 0 {
 		p.log.Warn("audit found changes that the kernel had not announced", zap.Int("entries", found), zap.String("first", first))
 	}
+}
+
+// differences has the identities of the entries in which the mirror differs from
+// a dump and of which none of the changes tells.
+func (p *pass) differences(have *backend.State, changes []backend.Change) map[backend.Entry]struct{} {
+	out := map[backend.Entry]struct{}{}
+	for e := range have.All() {
+		if !p.have.Has(e) {
+			out[backend.Identity(e)] = struct{}{}
+		}
+	}
+	for e := range p.have.All() {
+		if _, ok := have.At(e); !ok {
+			out[backend.Identity(e)] = struct{}{}
+		}
+	}
+	for _, c := range changes {
+		delete(out, backend.Identity(c.Entry))
+	}
+	return out
 }

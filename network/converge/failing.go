@@ -1,13 +1,10 @@
 package converge
 
 import (
-	"context"
 	"errors"
 	"math/rand/v2"
 	"syscall"
 	"time"
-
-	"go.uber.org/zap"
 
 	"github.com/ripstop-net/ripstop/backend"
 )
@@ -19,30 +16,33 @@ const (
 	// longestOwnRetry is for the node's own device and addresses, on which all
 	// hangs: what stands in their way can go without being announced.
 	longestOwnRetry = time.Second
+	// longestVain is for tries that an announcement brings forward, when those
+	// before were for nothing.
+	longestVain = 5 * time.Second
 )
 
 // failing knows the entries whose last op failed, each with a pause of its own.
-// It says each failure once, and once that all is over.
 type failing struct {
-	log     *zap.Logger
 	entries map[backend.Entry]failure
 	agenda  agenda
-	// made counts those that were said and have been made since.
-	made int
-	// noDump is what the last dump failed with, "" if it did not.
-	noDump string
+	reports *reports
 }
 
-// failure is one entry's. One that waits was left out because of another.
+// failure is one entry's.
 type failure struct {
+	verb  backend.Verb
 	text  string
 	times int
 	until time.Time
-	waits bool
+	// waits says that it was left out because of another, blocked that
+	// somebody else's thing is in the way.
+	waits, blocked bool
+	// tried is the last time; early says that the next is ahead of its time;
+	// vain counts the last of those that were for nothing.
+	tried time.Time
+	early bool
+	vain  int
 }
-
-// mostSaid bounds the lines of one pass; the rest is counted.
-const mostSaid = 10
 
 // holds tells whether an entry is to be left alone for now, and whether it is
 // failing at all. What waits is not held: it fails again at no cost if what it
@@ -71,15 +71,50 @@ func (r *failing) due(now time.Time, look func(backend.Entry)) {
 	}
 }
 
-// forget drops an entry that is as it should be, or is no longer wanted so. It
-// tells whether others may have waited for it.
-func (r *failing) forget(id backend.Entry) (awaited bool) {
+// renew has an entry of which another thing is wanted begin anew.
+func (r *failing) renew(id backend.Entry, now time.Time) {
+	if f, ok := r.entries[id]; ok {
+		f.times, f.until, f.vain = 0, now, 0
+		r.entries[id] = f
+	}
+}
+
+// freed has an entry tried at once, for what stood in its way may have gone.
+// Where that was for nothing lately, it takes a little longer.
+func (r *failing) freed(id backend.Entry, now time.Time) {
+	f, ok := r.entries[id]
+	if !ok || f.waits {
+		return
+	}
+	at := now
+	if f.vain > 0 {
+		at = later(at, f.tried.Add(min(firstRetry<<min(f.vain, 10), longestVain)))
+	}
+	if at.Before(f.until) {
+		f.until, f.early = at, true
+		r.entries[id] = f
+		r.agenda.add(at, id)
+	}
+}
+
+// freedAll is freed for all that somebody else's things are in the way of.
+func (r *failing) freedAll(now time.Time) {
+	for id, f := range r.entries {
+		if f.blocked {
+			r.freed(id, now)
+		}
+	}
+}
+
+// over drops an entry that differs no more: it was made, or is not wanted any
+// longer. It tells whether others may have waited for it.
+func (r *failing) over(id backend.Entry, made bool) (awaited bool) {
 	f, ok := r.entries[id]
 	if !ok {
 		return false
 	}
 	delete(r.entries, id)
-	r.made++
+	r.reports.over(made)
 	return !f.waits
 }
 
@@ -95,13 +130,16 @@ func (r *failing) waiting(look func(backend.Entry)) {
 // add notes the failures of one pass and tells whether one of them shows that
 // the mirror may be wrong about it.
 func (r *failing) add(failures []backend.Failure, now time.Time) (surprising bool) {
-	lines, more, left := 0, 0, 0
 	for _, f := range failures {
 		id := backend.Identity(f.Op.Entry)
-		was := r.entries[id]
-		text := f.Err.Error()
-		waits := errors.Is(f.Err, backend.ErrBlocked)
-		is := failure{text: text, times: was.times + 1, waits: waits}
+		was, known := r.entries[id]
+		is := failure{
+			verb: f.Op.Verb, text: f.Err.Error(), times: was.times + 1, tried: now,
+			waits: errors.Is(f.Err, backend.ErrBlocked), blocked: errors.Is(f.Err, backend.ErrInTheWay),
+		}
+		if was.early {
+			is.times, is.vain = was.times, was.vain+1
+		}
 		longest := longestRetry
 		if id.Kind() <= backend.KindAddress {
 			longest = longestOwnRetry
@@ -111,36 +149,11 @@ func (r *failing) add(failures []backend.Failure, now time.Time) (surprising boo
 		r.entries[id] = is
 		r.agenda.add(is.until, id)
 		surprising = surprising || was.times == 0 && isSurprise(f.Err)
-		switch {
-		case was.text == text:
-		case waits:
-			left++
-		case lines == mostSaid:
-			more++
-		default:
-			lines++
-			r.log.Warn("change failed, will be tried again", zap.Stringer("op", f.Op), zap.Error(f.Err))
+		if !known || was.text != is.text {
+			r.reports.fails(f, is, now)
 		}
 	}
-	if more+left > 0 {
-		r.log.Warn("more changes failed or wait for those that did", zap.Int("failed", more), zap.Int("waiting", left))
-	}
 	return surprising
-}
-
-// settle says once that nothing fails any more.
-func (r *failing) settle() {
-	if len(r.entries) == 0 && r.made > 0 {
-		r.log.Info("changes that failed have been made", zap.Int("changes", r.made))
-		r.made = 0
-	}
-}
-
-func (r *failing) dump(ctx context.Context, err error) {
-	if ctx.Err() == nil && err.Error() != r.noDump {
-		r.noDump = err.Error()
-		r.log.Warn("kernel cannot be read, will be tried again", zap.Error(err))
-	}
 }
 
 // isSurprise tells whether an error says that the kernel holds something else

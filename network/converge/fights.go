@@ -24,6 +24,7 @@ const (
 // that a hand that fights for one keeps nothing else from being mended at once.
 type fights struct {
 	log     *zap.Logger
+	reports *reports
 	calm    time.Duration
 	most    int
 	name    func(port uint32) string
@@ -31,9 +32,8 @@ type fights struct {
 	agenda  agenda
 	// rest stands for all that entries has no room for.
 	rest fight
-	// fought counts the fights, named those that have a line of their own, and
-	// more those of this pass that have none.
-	fought, named, more int
+	// fought counts the fights, named those that have a line of their own.
+	fought, named int
 }
 
 type fight struct {
@@ -98,7 +98,7 @@ func (f *fights) mended(id backend.Entry, by uint32, now time.Time) {
 	}
 	e.said = true
 	if id == nil || f.named == mostSaid {
-		f.more++
+		f.reports.moreFight()
 	} else {
 		e.named = true
 		f.named++
@@ -107,14 +107,6 @@ func (f *fights) mended(id backend.Entry, by uint32, now time.Time) {
 	}
 	if id != nil {
 		f.fought++
-	}
-}
-
-// sayMore counts in one line what got none of its own in a pass.
-func (f *fights) sayMore() {
-	if f.more > 0 {
-		f.log.Warn("an outside hand changes more entries again and again", zap.Int("entries", f.more))
-		f.more = 0
 	}
 }
 

@@ -158,6 +158,14 @@ func (r *real) link(do func(netlink.Link) error) {
 	})
 }
 
+// but leaves out an error that is expected.
+func but(err, expected error) error {
+	if errors.Is(err, expected) {
+		return nil
+	}
+	return err
+}
+
 // TestHealsOnLinux measures the time from an outside hand's deed until all is as
 // wanted, with 10,000 peers, and sees that nothing moves any more afterwards.
 func TestHealsOnLinux(t *testing.T) {
@@ -195,7 +203,18 @@ func TestHealsOnLinux(t *testing.T) {
 			r.link(func(l netlink.Link) error { return netlink.LinkSetHardwareAddr(l, net.HardwareAddr{2, 9, 9, 9, 9, 9}) })
 		}, many},
 		{"another MTU", func() { r.link(func(l netlink.Link) error { return netlink.LinkSetMTU(l, 1280) }) }, many},
+		{"an MTU too small for IPv6", func() { r.link(func(l netlink.Link) error { return netlink.LinkSetMTU(l, 1000) }) }, many},
 		{"the device deleted", func() { r.link(netlink.LinkDel) }, many},
+		{"the device made again by another", func() {
+			r.link(func(l netlink.Link) error {
+				v := l.(*netlink.Vxlan)
+				again := &netlink.Vxlan{LinkAttrs: netlink.LinkAttrs{Name: v.Name}, VxlanId: v.VxlanId, Port: v.Port, SrcAddr: v.SrcAddr, Learning: true}
+				if err := errors.Join(netlink.LinkDel(l), netlink.LinkAdd(again)); err != nil {
+					return but(err, unix.EEXIST) // The loop was faster.
+				}
+				return netlink.LinkSetUp(again)
+			})
+		}, many},
 		{"all routes flushed", func() { r.remove(all(backend.KindRoute)...) }, many},
 		{"all entries of 1,000 peers deleted", func() {
 			for _, at := range []int{3, 2, 1, 0} {
@@ -286,5 +305,50 @@ func TestNoEventWhenIdle(t *testing.T) {
 	before := r.loop.Stats()
 	if r.quiet(3 * time.Second); r.loop.Stats().Ops != before.Ops || !r.dump().Equal(r.want) {
 		t.Errorf("a neighbour that is not permanent moves something: %+v", r.loop.Stats())
+	}
+}
+
+// TestFreedWayIsTakenAtOnceOnLinux: whichever way another's route goes, also with
+// its link and unannounced. The entry has been failing for so long by then that
+// its own next try is more than a second away.
+func TestFreedWayIsTakenAtOnceOnLinux(t *testing.T) {
+	for name, free := range map[string]func(netlink.Link, *netlink.Route) error{
+		"route deleted": func(_ netlink.Link, route *netlink.Route) error { return netlink.RouteDel(route) },
+		"link down":     func(link netlink.Link, _ *netlink.Route) error { return netlink.LinkSetDown(link) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := onLinux(t, 10)
+			late := far(100)
+			dst := late[3].(backend.Route).Dst
+			foreign := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "others0"}}
+			route := &netlink.Route{Dst: &net.IPNet{IP: dst.Addr().AsSlice(), Mask: net.CIDRMask(dst.Bits(), 32)}}
+			kerneltest.Do(t, r.ns, func() error {
+				if err := errors.Join(netlink.LinkAdd(foreign), netlink.LinkSetUp(foreign)); err != nil {
+					return err
+				}
+				route.LinkIndex = foreign.Index
+				return netlink.RouteAdd(route)
+			})
+			r.loop.Update(2, nil, late)
+			for end := time.Now().Add(30 * time.Second); r.loop.Stats().Failures < 7; time.Sleep(10 * time.Millisecond) {
+				if time.Now().After(end) {
+					t.Fatalf("stats: %+v", r.loop.Stats())
+				}
+			}
+			start := time.Now()
+			kerneltest.Do(t, r.ns, func() error { return free(foreign, route) })
+			for r.loop.Stats().Failing != 0 {
+				if time.Since(start) > time.Second {
+					t.Fatalf("not made after a second: %+v", r.loop.Stats())
+				}
+				time.Sleep(time.Millisecond)
+			}
+			t.Logf("made after %s", time.Since(start).Round(100*time.Microsecond))
+			for _, e := range late {
+				r.want.Put(e)
+			}
+			r.healed()
+		})
 	}
 }

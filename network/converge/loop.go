@@ -5,7 +5,6 @@ package converge
 import (
 	"context"
 	"fmt"
-	"math/rand/v2"
 	"sync"
 	"time"
 
@@ -19,8 +18,6 @@ const (
 	// shortestPause holds a pass back, so that a burst of events costs one and
 	// not one each.
 	shortestPause = 5 * time.Millisecond
-	// auditEvery is the mean time between audits.
-	auditEvery = 5 * time.Minute
 	// Dumps after a doubt may follow one another mostDumps times, and then one
 	// each dumpEvery, for a hand that takes a device up and down all the time.
 	mostDumps = 20
@@ -65,8 +62,11 @@ type Loop struct {
 	again   []backend.Entry
 	failing failing
 	fights  fights
+	reports *reports
 	audit   time.Time
-	dumping allowance
+	// suspected has what the last audit found and the next is to confirm.
+	suspected map[backend.Entry]struct{}
+	dumping   allowance
 	// dumpTries counts failed dumps, dumpAgain is when to try the next.
 	dumpTries int
 	dumpAgain time.Time
@@ -84,12 +84,13 @@ func New(kernel backend.Kernel, log *zap.Logger) *Loop {
 	if k, ok := kernel.(interface{ Hand(port uint32) string }); ok {
 		name = k.Hand
 	}
+	reports := newReports(log)
 	return &Loop{
-		kernel: kernel, log: log, auditEvery: auditEvery,
+		kernel: kernel, log: log, reports: reports, auditEvery: DefaultAuditEvery,
 		kick: make(chan struct{}, 1), converged: make(chan struct{}), step: make(chan struct{}), reached: -1,
 		dirty: map[backend.Entry]struct{}{}, unread: start,
-		failing: failing{log: log, entries: map[backend.Entry]failure{}},
-		fights:  fights{log: log, calm: calmAfter, most: mostFights, name: name, entries: map[backend.Entry]*fight{}},
+		failing: failing{reports: reports, entries: map[backend.Entry]failure{}},
+		fights:  fights{log: log, reports: reports, calm: calmAfter, most: mostFights, name: name, entries: map[backend.Entry]*fight{}},
 		dumping: allowance{left: mostDumps},
 	}
 }
@@ -171,6 +172,7 @@ func (l *Loop) converge(ctx context.Context) error {
 	l.planAudit(time.Now())
 	timer := time.NewTimer(0)
 	defer timer.Stop()
+	defer l.reports.flush()
 	for {
 		select {
 		case <-ctx.Done():
@@ -179,6 +181,7 @@ func (l *Loop) converge(ctx context.Context) error {
 		case <-timer.C:
 		}
 		l.pass(ctx)
+		l.reports.say(time.Now())
 		if next := l.next(); !next.IsZero() {
 			timer.Reset(time.Until(next))
 		}
@@ -192,15 +195,11 @@ func (l *Loop) converge(ctx context.Context) error {
 
 // next is when there is something to do without a kick.
 func (l *Loop) next() time.Time {
-	at := earlier(l.failing.agenda.next(), l.fights.agenda.next())
+	at := earlier(earlier(l.failing.agenda.next(), l.fights.agenda.next()), l.reports.next())
 	if l.unread == none {
 		return earlier(at, l.audit)
 	}
 	return earlier(at, l.dumpAgain)
-}
-
-func (l *Loop) planAudit(now time.Time) {
-	l.audit = now.Add(l.auditEvery/2 + rand.N(l.auditEvery))
 }
 
 // count changes the counts.

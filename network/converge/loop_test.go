@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -225,6 +226,64 @@ func TestFailureIsSaidOnceAndTriedAgain(t *testing.T) {
 		holds(t, fake, owed(2, 3, 4)...)
 		if !isConverged(l) || logs.FilterMessage("changes that failed have been made").Len() != 1 {
 			t.Errorf("after it went: %v", logs.All())
+		}
+	})
+}
+
+// TestFreedWayIsTakenAtOnce: also where the word of it is lost, and however long
+// the entry has been failing.
+func TestFreedWayIsTakenAtOnce(t *testing.T) {
+	fake := backendtest.NewFake()
+	foreign := peer(2)[3]
+	loop(t, fake, func(l *Loop, _ *observer.ObservedLogs) {
+		l.Update(1, nil, owed(2))
+		for i, lost := range []bool{false, true} {
+			fake.Hand(func(s *backend.State) { s.Drop(foreign) })
+			fake.Stand(foreign)
+			time.Sleep(10 * time.Minute)
+			synctest.Wait()
+			fake.Hand(func(*backend.State) {}) // It has just looked, and will again in a moment.
+			time.Sleep(time.Millisecond)
+			synctest.Wait()
+			if fake.State().Has(foreign) || l.Stats().Failing != 1 {
+				t.Fatalf("time %d: %+v", i, l.Stats())
+			}
+			if lost {
+				fake.Overflow()
+			}
+			fake.Yield(foreign)
+			time.Sleep(3 * shortestPause)
+			synctest.Wait()
+			if !fake.State().Has(foreign) {
+				t.Fatalf("time %d: not made at once", i)
+			}
+		}
+	})
+}
+
+// TestFreedInVainMakesNoBusyLoop: a word that comes all the time and is never true.
+func TestFreedInVainMakesNoBusyLoop(t *testing.T) {
+	fake := backendtest.NewFake()
+	foreign, other := peer(2)[3], peer(9)[3]
+	fake.Stand(foreign)
+	var tries atomic.Int32
+	fake.FailOps(func(op backend.Op) error {
+		if op.Entry == foreign {
+			tries.Add(1)
+		}
+		return nil
+	})
+	loop(t, fake, func(l *Loop, _ *observer.ObservedLogs) {
+		l.Update(1, nil, owed(2))
+		settle()
+		tries.Store(0)
+		for range 60_000 {
+			fake.Yield(other)
+			time.Sleep(time.Millisecond)
+			synctest.Wait()
+		}
+		if n := tries.Load(); n < 10 || n > 40 {
+			t.Errorf("%d tries in a minute", n)
 		}
 	})
 }

@@ -34,14 +34,14 @@ type pass struct {
 func (l *Loop) pass(ctx context.Context) {
 	p := &pass{Loop: l, now: time.Now(), look: map[backend.Entry]uint32{}, drifted: map[backend.Entry]struct{}{}, moved: map[string]bool{}}
 	changes, lost := l.kernel.Changes()
-	if lost && l.unread == none {
-		l.unread = doubt
-	}
 	if !l.isTold() {
 		l.unread = start
 		return
 	}
-	if l.have != nil && !lost {
+	switch {
+	case lost:
+		p.doubt()
+	case l.have != nil:
 		p.correct(changes)
 	}
 	if !p.read(ctx) {
@@ -77,6 +77,15 @@ func (l *Loop) isTold() bool {
 	return l.told
 }
 
+// doubt notes that announcements did not tell all. That something went that was
+// in the way is then lost, too.
+func (p *pass) doubt() {
+	if p.unread == none {
+		p.unread = doubt
+	}
+	p.failing.freedAll(p.now)
+}
+
 // correct takes what the kernel announced into the mirror.
 func (p *pass) correct(changes []backend.Change) {
 	news, lost := p.have.Correct(changes)
@@ -85,6 +94,11 @@ func (p *pass) correct(changes []backend.Change) {
 	}
 	for _, c := range news {
 		p.look[backend.Identity(c.Entry)] = c.By
+	}
+	for _, c := range changes {
+		if c.Freed {
+			p.failing.freed(backend.Identity(c.Entry), p.now)
+		}
 	}
 }
 
@@ -110,20 +124,23 @@ func (p *pass) read(ctx context.Context) (ok bool) {
 		return p.have != nil
 	}
 	p.count(func(s *Stats) { s.Dumps.count(p.unread) })
-	p.have, p.unread, p.whole = have, none, true
+	p.have, p.unread, p.whole, p.suspected = have, none, true, nil
 	return true
 }
 
 func (p *pass) dump(ctx context.Context) (*backend.State, error) {
 	have, err := p.kernel.Dump(ctx)
 	if err != nil {
-		p.failing.dump(ctx, err)
+		if ctx.Err() == nil {
+			p.reports.dump(err)
+		}
 		p.dumpAgain = p.now.Add(min(firstRetry<<min(p.dumpTries, 10), longestRetry))
 		p.dumpTries++
 		p.count(func(s *Stats) { s.Dumps.Failed++ })
 		return nil, err
 	}
-	p.dumpTries, p.dumpAgain, p.failing.noDump = 0, time.Time{}, ""
+	p.dumpTries, p.dumpAgain = 0, time.Time{}
+	p.reports.dump(nil)
 	return have, nil
 }
 
@@ -137,6 +154,7 @@ func (p *pass) plan() []backend.Op {
 	p.updated = p.dirty
 	p.dirty = map[backend.Entry]struct{}{}
 	for id := range p.updated {
+		p.failing.renew(id, p.now)
 		if _, ok := p.look[id]; !ok {
 			p.look[id] = 0
 		}
@@ -196,7 +214,6 @@ func (p *pass) sift(ops []backend.Op) []backend.Op {
 // allowed tells whether an entry may be changed now.
 func (p *pass) allowed(id backend.Entry) bool {
 	if _, ok := p.updated[id]; ok {
-		p.failing.forget(id)
 		return true
 	}
 	if held, known := p.failing.holds(id, p.now); known {
@@ -229,15 +246,12 @@ func (p *pass) conclude(ops []backend.Op, failures []backend.Failure) {
 		p.log.Debug("op", zap.Stringer("op", op))
 	}
 	awaited := false
-	settle := func(id backend.Entry) {
+	for id := range tried {
 		if _, ok := failed[id]; !ok {
-			awaited = p.failing.forget(id) || awaited
+			awaited = p.failing.over(id, true) || awaited
 		}
 	}
-	for id := range tried {
-		settle(id)
-	}
-	p.resolved(tried, settle)
+	p.resolved(tried, func(id backend.Entry) { awaited = p.failing.over(id, p.made(id)) || awaited })
 	if p.failing.add(failures, p.now) && p.unread == none {
 		p.unread = surprise
 		p.wake()
@@ -246,7 +260,7 @@ func (p *pass) conclude(ops []backend.Op, failures []backend.Failure) {
 		p.failing.waiting(func(id backend.Entry) { p.again = append(p.again, id) })
 		p.wake()
 	}
-	p.failing.settle()
+	p.reports.settle(len(p.failing.entries))
 	p.settled = p.settled || p.whole
 	p.report(ops, failed)
 	p.count(func(s *Stats) {
@@ -272,6 +286,18 @@ func (p *pass) resolved(tried map[backend.Entry]struct{}, settle func(backend.En
 			settle(id)
 		}
 	}
+}
+
+// made tells of a failing entry that differs no more whether it is there, or
+// gone, as it was to be. Else it is no longer wanted so.
+func (p *pass) made(id backend.Entry) bool {
+	p.mu.Lock()
+	want, wanted := p.ledger.Want().At(id)
+	p.mu.Unlock()
+	if wanted {
+		return p.have.Has(want)
+	}
+	return p.failing.entries[id].verb == backend.Delete
 }
 
 // arrive advances what WaitFor and Converged wait for, if the node's own

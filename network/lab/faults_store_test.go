@@ -246,7 +246,7 @@ func (l *storeLab) leaseRevoked(t *testing.T) time.Duration {
 // compactedWhileCutOff lets a host join while the first cannot reach etcd, and
 // etcd forget how.
 func (l *storeLab) compactedWhileCutOff(t *testing.T) time.Duration {
-	l.must(t, l.cutOff(true))
+	l.must(t, l.cutOff(l.first, true))
 	if _, err := l.AddHost(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -258,13 +258,13 @@ func (l *storeLab) compactedWhileCutOff(t *testing.T) time.Duration {
 	if l.followed() {
 		t.Error("the first host was not cut off")
 	}
-	l.must(t, l.cutOff(false))
+	l.must(t, l.cutOff(l.first, false))
 	return l.until(t, l.faultSuite.store, "the host that joined meanwhile is known", l.followed)
 }
 
-// cutOff drops what the first host and etcd send each other, or no longer does.
-// Nobody else's packets are touched.
-func (l *storeLab) cutOff(on bool) error {
+// cutOff drops what a host and etcd send each other, or no longer does. Nobody
+// else's packets are touched.
+func (l *Lab) cutOff(h *Host, on bool) error {
 	f := l.Families()[0]
 	blackhole := func(at *Namespace, to netip.Addr) error {
 		route := &netlink.Route{Dst: &net.IPNet{IP: to.AsSlice(), Mask: net.CIDRMask(to.BitLen(), to.BitLen())}, Type: unix.RTN_BLACKHOLE}
@@ -275,7 +275,7 @@ func (l *storeLab) cutOff(on bool) error {
 			return n.RouteDel(route)
 		})
 	}
-	return errors.Join(blackhole(l.first.Namespace, l.EtcdAddress(f)), blackhole(l.EtcdNamespace(), l.first.Address(f)))
+	return errors.Join(blackhole(h.Namespace, l.EtcdAddress(f)), blackhole(l.EtcdNamespace(), h.Address(f)))
 }
 
 // leftWhileDown takes the fourth host away for good while the first host's

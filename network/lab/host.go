@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -26,6 +27,9 @@ type Host struct {
 	// Dir holds the daemon's folders, its subnet file and its log.
 	Dir  string
 	Pods []*Pod
+	// DaemonArgs are flags of this host's daemon beyond all others', from its
+	// next start on.
+	DaemonArgs []string
 
 	lab    *Lab
 	number int
@@ -97,7 +101,7 @@ func (h *Host) StartDaemon() error {
 		"--iface=" + hostInterface, "--ip-masq=false", "--node-name=" + h.Name,
 		"--run-dir=" + filepath.Join(h.Dir, "run"), "--state-dir=" + filepath.Join(h.Dir, "state"),
 		"--subnet-file=" + h.SubnetFile(), "--log-level=info",
-	}, h.lab.opts.DaemonArgs...)
+	}, append(slices.Clone(h.lab.opts.DaemonArgs), h.DaemonArgs...)...)
 	d, err := startDaemon(h.Namespace, h.LogFile(), err == nil, h.lab.opts.Daemon, args...)
 	if err != nil {
 		return fmt.Errorf("%s: %w", h.Name, err)

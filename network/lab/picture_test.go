@@ -1,11 +1,13 @@
 package lab
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"slices"
 	"strings"
 	"syscall"
@@ -27,6 +29,7 @@ const ourProtocol = 82
 func picture(h *Host) ([]string, error) {
 	var out []string
 	names := map[int]string{}
+	var devices []string
 	err := h.Namespace.netlink(func(n *netlink.Handle) error {
 		links, err := n.LinkList()
 		if err != nil {
@@ -38,6 +41,7 @@ func picture(h *Host) ([]string, error) {
 			if !ok {
 				continue
 			}
+			devices = append(devices, v.Name)
 			out = append(out, fmt.Sprintf("device %s vni %d port %d local %s lower %d learning %v mac %s mtu %d up %v", v.Name, v.VxlanId,
 				v.Port, v.SrcAddr, v.VtepDevIndex, v.Learning, v.HardwareAddr, v.MTU, v.Flags&net.FlagUp != 0))
 			entries, err := pictureOf(n, v)
@@ -64,6 +68,19 @@ func picture(h *Host) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
+	err = h.Namespace.Do(func() error {
+		for _, name := range devices {
+			mode, err := os.ReadFile("/proc/sys/net/ipv6/conf/" + name + "/addr_gen_mode")
+			if err != nil {
+				return err
+			}
+			out = append(out, fmt.Sprintf("addrgenmode %s dev %s", bytes.TrimSpace(mode), name))
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
 	for _, hop := range hops {
 		out = append(out, fmt.Sprintf("nexthop via %s dev %s", hop.gateway, names[hop.device]))
 	}
@@ -79,9 +96,6 @@ func pictureOf(n *netlink.Handle, v *netlink.Vxlan) ([]string, error) {
 		return nil, err
 	}
 	for _, a := range addrs {
-		if a.IP.IsLinkLocalUnicast() {
-			continue // Whoever makes a device brings one about; it does no harm.
-		}
 		out = append(out, fmt.Sprintf("address %s dev %s", a.IPNet, v.Name))
 	}
 	for _, family := range []int{unix.AF_INET, unix.AF_INET6, unix.AF_BRIDGE} {
@@ -220,9 +234,20 @@ type listener struct {
 	devices map[int]bool
 }
 
-// listen begins to. What it has not taken in yet waits in a large buffer.
+// listen begins to, until the test ends.
 func listen(t *testing.T, h *Host) *listener {
 	t.Helper()
+	l, err := startListening(h)
+	if err != nil {
+		t.Fatalf("listen in %s: %v", h.Name, err)
+	}
+	t.Cleanup(l.close)
+	return l
+}
+
+// startListening begins to listen. What has not been taken in yet waits in a
+// large buffer.
+func startListening(h *Host) (*listener, error) {
 	l := &listener{ns: h.Namespace, devices: map[int]bool{}}
 	err := h.Namespace.netlink(func(n *netlink.Handle) error {
 		links, err := n.LinkList()
@@ -234,7 +259,7 @@ func listen(t *testing.T, h *Host) *listener {
 		return err
 	})
 	if err != nil {
-		t.Fatal(err)
+		return nil, err
 	}
 	err = h.Namespace.Do(func() (err error) {
 		l.fd, err = unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_ROUTE)
@@ -251,17 +276,23 @@ func listen(t *testing.T, h *Host) *listener {
 		}
 		return errors.Join(errs...)
 	})
-	if err != nil {
-		t.Fatalf("listen in %s: %v", h.Name, err)
-	}
-	t.Cleanup(func() { _ = unix.Close(l.fd) })
-	return l
+	return l, err
 }
 
+func (l *listener) close() { _ = unix.Close(l.fd) }
+
+// announcement is a message of the kernel's.
+type announcement struct {
+	kind uint16
+	body []byte
+}
+
+func (a announcement) String() string { return fmt.Sprintf("type %d: %x", a.kind, a.body) }
+
 // heard takes in what was announced of the overlay so far.
-func (l *listener) heard(t *testing.T) []string {
+func (l *listener) heard(t *testing.T) []announcement {
 	t.Helper()
-	var out []string
+	var out []announcement
 	buffer := make([]byte, 1<<16)
 	for {
 		n, _, err := unix.Recvfrom(l.fd, buffer, 0)
@@ -277,7 +308,7 @@ func (l *listener) heard(t *testing.T) []string {
 		}
 		for _, m := range messages {
 			if len(m.Data) >= sizeNexthop && l.ours(m.Header.Type, m.Data) {
-				out = append(out, fmt.Sprintf("type %d: %x", m.Header.Type, m.Data))
+				out = append(out, announcement{m.Header.Type, bytes.Clone(m.Data)})
 			}
 		}
 	}

@@ -181,7 +181,8 @@ func TestConformance(t *testing.T) {
 		return subnettest.Harness{
 			Open: func(t *testing.T) subnettest.Client {
 				s := open(t, Options{Endpoints: []string{shared.URL()}, Prefix: prefix})
-				s.checkEvery = 300 * time.Millisecond
+				// The time that is left is told in whole seconds.
+				s.checkEvery, s.presenceTTL = 300*time.Millisecond, 8*time.Second
 				return s
 			},
 			Hand: newHand(t, shared.URL(), prefix),

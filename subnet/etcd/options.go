@@ -45,6 +45,9 @@ type Options struct {
 	// LeaseTTL is how long a record outlives its holder, in whole seconds; 0 is
 	// [subnet.DefaultLeaseTTL].
 	LeaseTTL time.Duration
+	// PresenceTTL is how long a node is known as living after its last sign of
+	// life, in whole seconds; 0 is [subnet.PresenceTTL].
+	PresenceTTL time.Duration
 	// RequestTimeout bounds one request; 0 is [DefaultRequestTimeout].
 	RequestTimeout time.Duration
 
@@ -84,6 +87,12 @@ func (o Options) complete() (Options, error) {
 	}
 	if o.LeaseTTL < time.Second {
 		return o, fmt.Errorf("lease time %s is too short: etcd counts whole seconds", o.LeaseTTL)
+	}
+	if o.PresenceTTL == 0 {
+		o.PresenceTTL = subnet.PresenceTTL
+	}
+	if o.PresenceTTL < time.Second {
+		return o, fmt.Errorf("presence time %s is too short: etcd counts whole seconds", o.PresenceTTL)
 	}
 	if o.RequestTimeout == 0 {
 		o.RequestTimeout = DefaultRequestTimeout

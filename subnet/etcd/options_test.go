@@ -68,6 +68,7 @@ func TestOpenChecksOptions(t *testing.T) {
 		{Options{Endpoints: https, Username: "root"}, "add --etcd-password-file"},
 		{Options{Endpoints: https, Password: "sesame"}, "add --etcd-username"},
 		{Options{Endpoints: https, LeaseTTL: time.Millisecond}, "too short"},
+		{Options{Endpoints: https, PresenceTTL: time.Millisecond}, "presence time 1ms is too short"},
 		{Options{Endpoints: https, RequestTimeout: -1}, "negative"},
 	} {
 		s, err := Open(t.Context(), c.o)

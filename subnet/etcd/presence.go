@@ -6,8 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"sync"
 	"time"
 
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -50,11 +52,11 @@ func encodeLiving(n subnet.Living) (string, error) {
 	return string(value), err
 }
 
-// decodeLiving reads a presence. One that cannot be read is nobody's, and is
-// overwritten.
-func decodeLiving(value []byte) (subnet.Living, bool) {
+// decodeLiving reads a presence. One that cannot be read, or that is on no etcd
+// lease and so would never lapse, is nobody's, and is overwritten.
+func decodeLiving(kv *mvccpb.KeyValue) (subnet.Living, bool) {
 	var p presence
-	if err := json.Unmarshal(value, &p); err != nil {
+	if err := json.Unmarshal(kv.Value, &p); err != nil || clientv3.LeaseID(kv.Lease) == clientv3.NoLease {
 		return subnet.Living{}, false
 	}
 	n := subnet.Living{Token: p.Token, Node: p.Node}
@@ -91,7 +93,7 @@ func (s *Store) appearOnce(ctx context.Context, n subnet.Living) (clientv3.Lease
 		return 0, err
 	}
 	keys := s.presenceKeys(n)
-	known, err := s.presences(ctx, keys)
+	known, header, err := s.presences(ctx, keys)
 	if err != nil {
 		return 0, err
 	}
@@ -103,9 +105,13 @@ func (s *Store) appearOnce(ctx context.Context, n subnet.Living) (clientv3.Lease
 			continue
 		}
 		unchanged = append(unchanged, clientv3.Compare(clientv3.ModRevision(keys[i]), "=", kv.ModRevision))
-		if first, ok := decodeLiving(kv.Value); ok {
-			if err := n.Clash(first); err != nil {
-				return 0, err
+		if first, ok := decodeLiving(kv); ok {
+			var twin *subnet.TwinError
+			if errors.As(n.Clash(first), &twin) {
+				if twin.Lives, err = s.lives(ctx, keys[i], first.Token, clientv3.LeaseID(kv.Lease), header); err != nil {
+					return 0, err
+				}
+				return 0, twin
 			}
 			old[clientv3.LeaseID(kv.Lease)] = first.Token == n.Token
 		}
@@ -124,8 +130,25 @@ func (s *Store) appearOnce(ctx context.Context, n subnet.Living) (clientv3.Lease
 	return id, nil
 }
 
+// Known reads the node's keys; see [subnet.Presence].
+func (s *Store) Known(ctx context.Context, n subnet.Living) (known subnet.Living, ok bool, err error) {
+	kvs, _, err := s.presences(ctx, s.presenceKeys(n))
+	if err != nil {
+		return known, false, fmt.Errorf("read who lives as node %s: %w", n.Node, s.explain(ctx, err))
+	}
+	for _, kv := range kvs {
+		if kv == nil {
+			continue
+		}
+		if first, readable := decodeLiving(kv); readable && (!ok || known.Token == n.Token) {
+			known, ok = first, true
+		}
+	}
+	return known, ok, nil
+}
+
 // presences reads the keys at one revision, nil for one that is not there.
-func (s *Store) presences(ctx context.Context, keys []string) ([]*mvccpb.KeyValue, error) {
+func (s *Store) presences(ctx context.Context, keys []string) ([]*mvccpb.KeyValue, *pb.ResponseHeader, error) {
 	var ask []clientv3.Op
 	for _, key := range keys {
 		ask = append(ask, clientv3.OpGet(key))
@@ -134,7 +157,7 @@ func (s *Store) presences(ctx context.Context, keys []string) ([]*mvccpb.KeyValu
 	defer cancel()
 	resp, err := s.client.Txn(ctx).Then(ask...).Commit()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	out := make([]*mvccpb.KeyValue, len(keys))
 	for i := range keys {
@@ -142,14 +165,14 @@ func (s *Store) presences(ctx context.Context, keys []string) ([]*mvccpb.KeyValu
 			out[i] = kvs[0]
 		}
 	}
-	return out, nil
+	return out, resp.Header, nil
 }
 
 // appear writes all keys or none.
 func (s *Store) appear(ctx context.Context, when []clientv3.Cmp, keys []string, value string) (clientv3.LeaseID, error) {
 	rctx, cancel := s.limited(ctx)
 	defer cancel()
-	lease, err := s.client.Grant(rctx, int64(s.presenceTTL.Seconds()))
+	lease, err := s.client.Grant(rctx, wholeSeconds(s.presenceTTL))
 	if err != nil {
 		return 0, err
 	}
@@ -185,13 +208,28 @@ func (s *Store) Stay(ctx context.Context, id int64) error {
 			continue
 		}
 		b.Reset()
-		again := time.NewTimer(jittered(time.Duration(granted) * time.Second / 4))
-		select {
-		case <-ctx.Done():
-		case <-again.C:
-		case <-bell: // Another store knows of nobody, and a twin must not be faster.
-		}
-		again.Stop()
+		s.awaitRenewal(ctx, bell, jittered(time.Duration(granted)*time.Second/4))
 	}
 	return nil
+}
+
+// awaitRenewal returns when it is time for another sign of life: after the usual
+// pause, or as soon as what was given may be forgotten, for then a twin must not
+// be faster.
+func (s *Store) awaitRenewal(ctx context.Context, bell <-chan struct{}, usual time.Duration) {
+	ctx, cancel := context.WithTimeout(ctx, usual)
+	back := make(chan struct{})
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel()
+	wg.Go(func() {
+		if s.awaitLoss(ctx) && s.awaitReturn(ctx, func() {}) {
+			close(back)
+		}
+	})
+	select {
+	case <-ctx.Done():
+	case <-bell: // Another store answers, which knows of nobody.
+	case <-back:
+	}
 }

@@ -23,7 +23,8 @@ type Store struct {
 	leases pb.LeaseClient
 	log    *zap.Logger
 
-	held *heldRecords
+	held      *heldRecords
+	sightings sightings
 
 	pageSize                            int64
 	checkEvery, auditEvery, presenceTTL time.Duration
@@ -102,7 +103,7 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 	return &Store{
 		opts: o, client: client, log: o.Log,
 		leases: clientv3.RetryLeaseClient(client), held: newHeldRecords(),
-		pageSize: pageSize, checkEvery: checkEvery, auditEvery: auditEvery, presenceTTL: subnet.PresenceTTL,
+		pageSize: pageSize, checkEvery: checkEvery, auditEvery: auditEvery, presenceTTL: o.PresenceTTL,
 	}, nil
 }
 

@@ -56,10 +56,10 @@ func appearTwin(t *testing.T, h Harness) {
 	named.Node = first.Node
 	at4.Addresses[subnet.V4] = first.Addresses[subnet.V4]
 	at6.Addresses[subnet.V6] = first.Addresses[subnet.V6]
-	for n, advice := range map[*subnet.Living]string{&named: "--node-name", &at4: "--public-ip", &at6: "--public-ip"} {
+	for n, what := range map[*subnet.Living]string{&named: "name", &at4: "public address 192.0.2.1", &at6: "public address fd99::1"} {
 		_, err := twin.Appear(t.Context(), *n)
 		var refused *subnet.TwinError
-		if !errors.As(err, &refused) || refused.First != first || !strings.Contains(err.Error(), advice) || !strings.Contains(err.Error(), "node-1 (192.0.2.1, fd99::1)") {
+		if !errors.As(err, &refused) || refused.First != first || !strings.Contains(err.Error(), what) || !strings.Contains(err.Error(), "node-1 (192.0.2.1, fd99::1)") {
 			t.Errorf("%v: Appear: %v", n, err)
 		}
 	}
@@ -70,6 +70,115 @@ func appearTwin(t *testing.T, h Harness) {
 	}
 	h.Hand.Vanish(first.Node)
 	mustAppear(t, twin, named)
+}
+
+// refusals lets a node try to appear, again and again, beside another. It returns
+// once stop says so of the last refusal, nil where there was none.
+func refusals(t *testing.T, p subnet.Presence, n subnet.Living, stop func(*subnet.TwinError) bool) {
+	t.Helper()
+	for end := time.Now().Add(patience); ; time.Sleep(settle / 4) {
+		_, err := p.Appear(t.Context(), n)
+		var twin *subnet.TwinError
+		if err != nil && !errors.As(err, &twin) {
+			t.Fatalf("Appear: %v", err)
+		}
+		if stop(twin) {
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatalf("Appear is still refused so: %v", err)
+		}
+	}
+}
+
+// appearBesideTheLiving: the first refusal cannot tell whether the other lives, a
+// later one does, and says what to do.
+func appearBesideTheLiving(t *testing.T, h Harness) {
+	first := testLiving(1)
+	s := h.Open(t)
+	staying(t, s, mustAppear(t, s, first))
+	named, at4 := testLiving(2), testLiving(3)
+	named.Node = first.Node
+	at4.Addresses[subnet.V4] = first.Addresses[subnet.V4]
+	for n, advice := range map[*subnet.Living]string{&named: "--node-name", &at4: "--public-ip"} {
+		p, tries := h.Open(t), 0
+		refusals(t, p, *n, func(twin *subnet.TwinError) bool {
+			tries++
+			switch {
+			case twin == nil:
+				t.Fatal("let in beside one that stays")
+			case tries == 1 && twin.Lives:
+				t.Error("life is taken for proven by one look")
+			case twin.Lives && (twin.First != first || !strings.Contains(twin.Error(), advice)):
+				t.Errorf("refused by %v", twin)
+			}
+			return twin.Lives
+		})
+		if _, err := p.Appear(t.Context(), *n); err == nil || !strings.Contains(err.Error(), advice) {
+			t.Errorf("what was proven is forgotten: %v", err)
+		}
+	}
+}
+
+// appearAfterTheDead: one that gives no sign of life is never said to live.
+func appearAfterTheDead(t *testing.T, h Harness) {
+	dead := testLiving(1)
+	s := h.Open(t)
+	leave, _ := staying(t, s, mustAppear(t, s, dead))
+	time.Sleep(settle)
+	if err := leave(); err != nil {
+		t.Fatal(err)
+	}
+	reborn := dead
+	reborn.Token = "after the reboot"
+	began := time.Now()
+	refusals(t, h.Open(t), reborn, func(twin *subnet.TwinError) bool {
+		if twin != nil && twin.Lives {
+			t.Fatalf("refused by %v", twin)
+		}
+		if time.Since(began) > patience/5 {
+			h.Hand.Vanish(dead.Node)
+		}
+		return twin == nil
+	})
+}
+
+// appearBesideTheReturned: one that made itself known anew lives.
+func appearBesideTheReturned(t *testing.T, h Harness) {
+	first := testLiving(1)
+	s := h.Open(t)
+	mustAppear(t, s, first)
+	twin := first
+	twin.Token = "twin"
+	refusals(t, h.Open(t), twin, func(refused *subnet.TwinError) bool {
+		mustAppear(t, s, first)
+		return refused != nil && refused.Lives
+	})
+}
+
+func knownNodes(t *testing.T, h Harness) {
+	s := h.Open(t)
+	first := testLiving(1)
+	expect := func(n subnet.Living, want subnet.Living, there bool) {
+		t.Helper()
+		if got, ok, err := s.Known(t.Context(), n); err != nil || ok != there || got != want {
+			t.Errorf("known as %v: %v, %t, %v", n, got, ok, err)
+		}
+	}
+	expect(first, subnet.Living{}, false)
+	mustAppear(t, s, first)
+	expect(first, first, true)
+	named, at6 := testLiving(2), testLiving(3)
+	named.Node = first.Node
+	at6.Addresses[subnet.V6] = first.Addresses[subnet.V6]
+	expect(named, first, true)
+	expect(at6, first, true)
+	expect(testLiving(4), subnet.Living{}, false)
+	// Its name is its own, its address another's.
+	mustAppear(t, s, testLiving(3))
+	expect(at6, first, true)
+	h.Hand.Vanish(first.Node)
+	expect(first, subnet.Living{}, false)
 }
 
 func appearAgain(t *testing.T, h Harness) {

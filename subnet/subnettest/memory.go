@@ -21,12 +21,14 @@ type Memory struct {
 	epoch    int
 	config   []byte
 	records  map[string]record
-	living   map[int64]subnet.Living
-	lease    int64 // the last that was granted
+	living   map[int64]*living
+	sighted  map[string]sighting // By the token of who was refused.
+	lease    int64               // the last that was granted
 	away     bool
 	refuses  bool
 	watches  map[*watch]struct{}
 	sign     time.Duration
+	renew    time.Duration
 	// changed is closed, and made anew, whenever anything here is another.
 	changed chan struct{}
 }
@@ -55,8 +57,8 @@ var errAway = errors.New("store is away")
 // NewMemory returns an empty store. Its revision is 1, as a new etcd's.
 func NewMemory() *Memory {
 	return &Memory{
-		revision: 1, epoch: 1, records: map[string]record{}, living: map[int64]subnet.Living{},
-		watches: map[*watch]struct{}{}, sign: 30 * time.Second, changed: make(chan struct{}),
+		revision: 1, epoch: 1, records: map[string]record{}, living: map[int64]*living{}, sighted: map[string]sighting{},
+		watches: map[*watch]struct{}{}, sign: 30 * time.Second, renew: subnet.PresenceTTL / 4, changed: make(chan struct{}),
 	}
 }
 

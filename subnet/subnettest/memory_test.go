@@ -17,6 +17,7 @@ func TestMemoryConformance(t *testing.T) {
 	subnettest.Conformance(t, func(*testing.T) subnettest.Harness {
 		m := subnettest.NewMemory()
 		m.Sign(50 * time.Millisecond)
+		m.Renew(50 * time.Millisecond)
 		return subnettest.Harness{Open: func(*testing.T) subnettest.Client { return m }, Hand: m}
 	})
 }

@@ -1,0 +1,392 @@
+package lab
+
+import (
+	"cmp"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+
+	"github.com/ripstop-net/ripstop/backend"
+	"github.com/ripstop-net/ripstop/backend/kernel"
+	"github.com/ripstop-net/ripstop/backend/vxlan"
+	"github.com/ripstop-net/ripstop/subnet"
+)
+
+// walkFault is one fault. What it returns, if anything, mends it as an operator
+// or init would; the rest is for the daemon to heal.
+type walkFault struct {
+	name string
+	// on names what it leaves broken until it is mended.
+	on func(h *Host) []string
+	// moves says whose overlay it may change in the kernel.
+	moves walkReach
+	// bars keeps another fault out of the same burst.
+	bars string
+	do   walkDeed
+}
+
+type walkDeed func(w *walk, h *Host, r *rand.Rand) (mend func() error, err error)
+
+// walkReach tells hosts apart by what may happen to their overlays.
+type walkReach int
+
+// The reaches.
+const (
+	noOverlay walkReach = iota
+	ownOverlay
+	allOverlays
+)
+
+func onDaemon(h *Host) []string { return []string{h.Name} }
+func onEtcd(*Host) []string     { return []string{"etcd"} }
+func onBoth(h *Host) []string   { return []string{h.Name, "etcd"} }
+func onLink(h *Host) []string   { return []string{h.Name + "'s link"} }
+func onWay(h *Host) []string    { return []string{h.Name + "'s way to etcd"} }
+func onNothing(*Host) []string  { return nil }
+
+// walkFaults are drawn from with equal chances. What the kernel announces in a
+// way of its own has a fault of its own, that nothing else betrays: a change of
+// a device makes a daemon read everything.
+var walkFaults = []walkFault{
+	{"daemon killed", onDaemon, noOverlay, "", endDaemon(unix.SIGKILL)},
+	{"daemon terminated", onDaemon, noOverlay, "", endDaemon(unix.SIGTERM)},
+	{"daemon stopped", onDaemon, noOverlay, "", stopDaemon},
+
+	{"etcd killed", onEtcd, noOverlay, "", killEtcd},
+	{"etcd paused", onEtcd, noOverlay, "", func(w *walk, _ *Host, _ *rand.Rand) (func() error, error) {
+		return w.lab.Etcd.Resume, w.lab.Etcd.Pause()
+	}},
+	{"etcd compacted", onEtcd, noOverlay, "", func(w *walk, _ *Host, _ *rand.Rand) (func() error, error) { return nil, w.compact() }},
+	// A peer whose record goes with the store is held for minutes.
+	{"etcd wiped", onEtcd, noOverlay, "ghost gone", wipeEtcd},
+	{"ghost gone", onEtcd, allOverlays, "etcd wiped", func(w *walk, _ *Host, _ *rand.Rand) (func() error, error) { return nil, w.setGhost("") }},
+	{"ghost written", onEtcd, allOverlays, "", func(w *walk, _ *Host, r *rand.Rand) (func() error, error) { return nil, w.setGhost(newGhost(r)) }},
+	{"ghost broken", onEtcd, allOverlays, "ghost gone", breakGhost},
+	{"record deleted", onEtcd, allOverlays, "", func(w *walk, h *Host, _ *rand.Rand) (func() error, error) {
+		return nil, w.ask(func(ctx context.Context) error {
+			_, err := w.store.Delete(ctx, Prefix+"/subnets/"+w.subnets[h].Key())
+			return err
+		})
+	}},
+	{"cut off from etcd", onWay, noOverlay, "", func(w *walk, h *Host, _ *rand.Rand) (func() error, error) {
+		return func() error { return w.lab.cutOff(h, false) }, w.lab.cutOff(h, true)
+	}},
+	{"records changed and compacted behind its back", onBoth, allOverlays, "", changeBehindItsBack},
+
+	{"FDB entries deleted", onNothing, ownOverlay, "", deleteKinds(backend.KindFDB)},
+	{"neighbours deleted", onNothing, ownOverlay, "", deleteKinds(backend.KindNeighbour)},
+	{"nexthops deleted", onNothing, ownOverlay, "", deleteKinds(backend.KindNexthop)},
+	{"routes deleted", onNothing, ownOverlay, "", deleteKinds(backend.KindRoute)},
+	{"addresses deleted", onNothing, ownOverlay, "", deleteKinds(backend.KindAddress)},
+	{"entries deleted", onNothing, ownOverlay, "",
+		deleteKinds(backend.KindAddress, backend.KindFDB, backend.KindNeighbour, backend.KindNexthop, backend.KindRoute)},
+	{"entries deleted, which is not announced", onDaemon, ownOverlay, "", deleteUnannounced},
+
+	{"device down", onNothing, ownOverlay, "", toDevice((*netlink.Handle).LinkSetDown)},
+	{"device down and up", onNothing, ownOverlay, "", toDevice(func(n *netlink.Handle, l netlink.Link) error {
+		return errors.Join(n.LinkSetDown(l), n.LinkSetUp(l))
+	})},
+	{"device's carrier lost", onNothing, ownOverlay, "", deviceCarrier(true)},
+	{"device's carrier lost and back", onNothing, ownOverlay, "", deviceCarrier(true, false)},
+	{"device with another MTU", onNothing, ownOverlay, "", toDevice(func(n *netlink.Handle, l netlink.Link) error { return n.LinkSetMTU(l, 1300) })},
+	{"device with an MTU too small for IPv6", onNothing, ownOverlay, "", toDevice(func(n *netlink.Handle, l netlink.Link) error { return n.LinkSetMTU(l, 1000) })},
+	{"device with another MAC", onNothing, ownOverlay, "", toDevice(func(n *netlink.Handle, l netlink.Link) error {
+		return n.LinkSetHardwareAddr(l, []byte{2, 1, 2, 3, 4, 5})
+	})},
+	{"device deleted", onNothing, ownOverlay, "", toDevice((*netlink.Handle).LinkDel)},
+	{"device made again otherwise", onNothing, ownOverlay, "", remakeDevice},
+	{"carrier lost", onLink, noOverlay, "", loseUplink},
+}
+
+func endDaemon(sig unix.Signal) walkDeed {
+	return func(w *walk, h *Host, _ *rand.Rand) (func() error, error) {
+		_, _, err := h.StopDaemon(w.t.Context(), sig)
+		return h.StartDaemon, err
+	}
+}
+
+func stopDaemon(_ *walk, h *Host, _ *rand.Rand) (func() error, error) {
+	pid := h.DaemonPID()
+	return func() error { return unix.Kill(pid, unix.SIGCONT) }, unix.Kill(pid, unix.SIGSTOP)
+}
+
+func killEtcd(w *walk, _ *Host, _ *rand.Rand) (func() error, error) {
+	return func() error { return w.lab.Etcd.Restart(w.t.Context()) }, w.lab.Etcd.Kill()
+}
+
+func (w *walk) compact() error {
+	return w.ask(func(ctx context.Context) error {
+		now, err := w.store.Get(ctx, Prefix)
+		if err == nil {
+			_, err = w.store.Compact(ctx, now.Header.Revision)
+		}
+		if err != nil && strings.Contains(err.Error(), "has been compacted") {
+			return nil
+		}
+		return err
+	})
+}
+
+func wipeEtcd(w *walk, _ *Host, _ *rand.Rand) (func() error, error) {
+	if err := w.lab.Etcd.Wipe(w.t.Context()); err != nil {
+		return nil, err
+	}
+	err := w.ask(func(ctx context.Context) error {
+		_, err := w.store.Put(ctx, Prefix+"/config", w.lab.opts.Config)
+		return err
+	})
+	// As any peer, it claims its subnet again; also one of which a snapshot may
+	// still tell, for what that has and the store has not is held.
+	if ghost := w.ghost; err == nil && (ghost != "" || time.Since(w.wentAt) < snapshotAge) {
+		err = w.setGhost(cmp.Or(ghost, w.gone))
+	}
+	return nil, err
+}
+
+// snapshotAge bounds the age of a daemon's snapshot, which it writes every 10 s.
+const snapshotAge = 15 * time.Second
+
+// ghostKey is that of a peer that is in the store alone: its record comes,
+// changes and goes as the walk likes. No node has its subnets.
+const ghostKey = "10.5.255.0-24&fd00:10:5:ffff::-64"
+
+// newGhost draws a record of the ghost's: another may hold its subnet, it may be
+// at another address, have another MAC.
+func newGhost(r *rand.Rand) string {
+	n, m := 200+r.IntN(4), 1+r.IntN(4)
+	return fmt.Sprintf(`{"PublicIP":"10.99.0.%d","PublicIPv6":"fd99::%d","BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"02:67:68:6f:00:0%d"},`+
+		`"BackendV6Data":{"VNI":1,"VtepMAC":"02:67:68:6f:06:0%d"},"Node":"ghost%d"}`, n, n, m, m, 1+r.IntN(2))
+}
+
+// setGhost writes a record of the ghost's, or deletes it where there is none.
+func (w *walk) setGhost(record string) error {
+	if record == "" && w.ghost != "" {
+		w.gone, w.wentAt = w.ghost, time.Now()
+	}
+	w.ghost = record
+	return w.ask(func(ctx context.Context) error {
+		if record == "" {
+			_, err := w.store.Delete(ctx, Prefix+"/subnets/"+ghostKey)
+			return err
+		}
+		_, err := w.store.Put(ctx, Prefix+"/subnets/"+ghostKey, record)
+		return err
+	})
+}
+
+// breakGhost makes the record one that cannot be read, until it is mended.
+func breakGhost(w *walk, _ *Host, _ *rand.Rand) (func() error, error) {
+	good := w.ghost
+	err := w.setGhost("{")
+	return func() error { return w.setGhost(good) }, err
+}
+
+// changeBehindItsBack has a daemon miss changes that it cannot be told of any
+// more: they are compacted when it comes back to a connection that is gone.
+func changeBehindItsBack(w *walk, h *Host, r *rand.Rand) (func() error, error) {
+	if err := unix.Kill(h.DaemonPID(), unix.SIGSTOP); err != nil {
+		return nil, err
+	}
+	err := w.lab.Etcd.Kill()
+	if err == nil {
+		err = w.lab.Etcd.Restart(w.t.Context())
+	}
+	if err == nil {
+		err = w.setGhost(newGhost(r))
+	}
+	if err == nil {
+		err = w.compact()
+	}
+	return nil, errors.Join(err, unix.Kill(h.DaemonPID(), unix.SIGCONT))
+}
+
+// deleteKinds deletes one, half or all of a host's entries of some kinds, of one
+// family or both, in an order of the random's own.
+func deleteKinds(kinds ...backend.Kind) walkDeed {
+	return func(w *walk, h *Host, r *rand.Rand) (func() error, error) {
+		k, err := kernel.OpenAt(h.Namespace.file, vxlan.OwnsDevice)
+		if err != nil {
+			return nil, err
+		}
+		defer k.Close()
+		have, err := k.Dump(w.t.Context())
+		if err != nil {
+			return nil, err
+		}
+		family := r.IntN(3)
+		var ops []backend.Op
+		for e := range have.All() {
+			v6 := e.On() == vxlan.DeviceName(subnet.V6, vxlanVNI)
+			if slices.Contains(kinds, e.Kind()) && (family == 2 || v6 == (family == 1)) {
+				ops = append(ops, backend.Op{Verb: backend.Delete, Entry: e})
+			}
+		}
+		slices.SortFunc(ops, func(a, b backend.Op) int { return strings.Compare(a.String(), b.String()) })
+		r.Shuffle(len(ops), func(i, j int) { ops[i], ops[j] = ops[j], ops[i] })
+		most := []int{1, (len(ops) + 1) / 2, len(ops)}[r.IntN(3)]
+		// What the daemon or the kernel was faster to delete does not matter.
+		k.Apply(w.t.Context(), ops[:min(most, len(ops))])
+		return nil, nil
+	}
+}
+
+// deleteUnannounced has the daemon lose announcements, for its socket is full
+// when they come (ENOBUFS).
+func deleteUnannounced(w *walk, h *Host, r *rand.Rand) (func() error, error) {
+	if err := unix.Kill(h.DaemonPID(), unix.SIGSTOP); err != nil {
+		return nil, err
+	}
+	err := flood(h.Namespace)
+	if err == nil {
+		_, err = deleteKinds(backend.KindFDB, backend.KindNeighbour, backend.KindNexthop, backend.KindRoute)(w, h, r)
+	}
+	return nil, errors.Join(err, unix.Kill(h.DaemonPID(), unix.SIGCONT))
+}
+
+// flood makes more announcements than any socket takes: a route of another's is
+// replaced again and again.
+func flood(ns *Namespace) error {
+	const perBatch, batches = 1000, 200
+	var b []byte
+	for i := range perBatch {
+		kind := []byte{unix.RTN_UNREACHABLE, unix.RTN_PROHIBIT}[i%2]
+		b = binary.NativeEndian.AppendUint32(b, unix.SizeofNlMsghdr+unix.SizeofRtMsg+8)
+		b = binary.NativeEndian.AppendUint16(b, unix.RTM_NEWROUTE)
+		b = binary.NativeEndian.AppendUint16(b, unix.NLM_F_REQUEST|unix.NLM_F_CREATE|unix.NLM_F_REPLACE)
+		b = append(b, make([]byte, 8)...)
+		b = append(b, unix.AF_INET, 32, 0, 0, unix.RT_TABLE_MAIN, unix.RTPROT_STATIC, 0, kind, 0, 0, 0, 0)
+		b = binary.NativeEndian.AppendUint16(b, 8)
+		b = binary.NativeEndian.AppendUint16(b, unix.RTA_DST)
+		b = append(b, 192, 0, 2, 1)
+	}
+	return ns.Do(func() error {
+		fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_ROUTE)
+		if err != nil {
+			return err
+		}
+		defer func() { _ = unix.Close(fd) }()
+		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, 1<<20); err != nil {
+			return err
+		}
+		for range batches {
+			if err := unix.Sendto(fd, b, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// toDevice changes one of a host's VXLAN devices, if it is there.
+func toDevice(change func(*netlink.Handle, netlink.Link) error) walkDeed {
+	return func(_ *walk, h *Host, r *rand.Rand) (func() error, error) {
+		name := vxlan.DeviceName(subnet.Families[r.IntN(2)], vxlanVNI)
+		err := h.Namespace.netlink(func(n *netlink.Handle) error {
+			link, err := n.LinkByName(name)
+			if err != nil {
+				return err
+			}
+			return change(n, link)
+		})
+		var missing netlink.LinkNotFoundError
+		if errors.As(err, &missing) || errors.Is(err, unix.ENODEV) {
+			return nil, nil
+		}
+		return nil, err
+	}
+}
+
+// deviceCarrier takes a device's carrier away, and maybe gives it back.
+func deviceCarrier(states ...bool) walkDeed {
+	return func(w *walk, h *Host, r *rand.Rand) (func() error, error) {
+		return toDevice(func(_ *netlink.Handle, l netlink.Link) error {
+			return h.Namespace.Do(func() (err error) {
+				for i, off := range states {
+					if i > 0 { // The kernel acts on it from a work queue (linkwatch_event).
+						time.Sleep(50 * time.Millisecond)
+					}
+					err = errors.Join(err, protoDown(l.Attrs().Index, off))
+				}
+				return err
+			})
+		})(w, h, r)
+	}
+}
+
+// protoDown is what routing daemons do to the ports of a host that is to be
+// passed by. It is for a thread in the device's namespace.
+func protoDown(index int, off bool) error {
+	request := nl.NewNetlinkRequest(unix.RTM_SETLINK, unix.NLM_F_ACK)
+	message := nl.NewIfInfomsg(unix.AF_UNSPEC)
+	message.Index = int32(index)
+	request.AddData(message)
+	value := []byte{0}
+	if off {
+		value[0] = 1
+	}
+	request.AddData(nl.NewRtAttr(unix.IFLA_PROTO_DOWN, value))
+	_, err := request.Execute(unix.NETLINK_ROUTE, 0)
+	return err
+}
+
+// remakeDevice makes a device again that differs from what it should be.
+func remakeDevice(w *walk, h *Host, r *rand.Rand) (func() error, error) {
+	return toDevice(func(n *netlink.Handle, l netlink.Link) error {
+		was, ok := l.(*netlink.Vxlan)
+		if !ok {
+			return nil
+		}
+		lower, err := n.LinkByName(hostInterface)
+		if err != nil {
+			return err
+		}
+		attrs := netlink.NewLinkAttrs()
+		attrs.Name = was.Name
+		again := &netlink.Vxlan{LinkAttrs: attrs, VxlanId: was.VxlanId, Port: was.Port, SrcAddr: was.SrcAddr}
+		switch r.IntN(6) {
+		case 0:
+			again.VxlanId = 77
+		case 1:
+			again.Learning = true
+		case 2:
+			again.VtepDevIndex = lower.Attrs().Index
+		case 3:
+			again.TTL = 1
+		case 4:
+			again.Port = 4789
+		case 5:
+			again.HardwareAddr = net.HardwareAddr{2, 1, 2, 3, 4, 6}
+		}
+		if err := errors.Join(n.LinkDel(was), n.LinkAdd(again)); err != nil {
+			if errors.Is(err, unix.EEXIST) { // The daemon was faster.
+				return nil
+			}
+			return err
+		}
+		return n.LinkSetUp(again)
+	})(w, h, r)
+}
+
+// loseUplink takes the host's link to the underlay away.
+func loseUplink(w *walk, h *Host, _ *rand.Rand) (func() error, error) {
+	set := func(how func(*netlink.Handle, netlink.Link) error) error {
+		return w.lab.Underlay().netlink(func(n *netlink.Handle) error {
+			port, err := n.LinkByName(h.Name)
+			if err != nil {
+				return err
+			}
+			return how(n, port)
+		})
+	}
+	return func() error { return set((*netlink.Handle).LinkSetUp) }, set((*netlink.Handle).LinkSetDown)
+}
