@@ -1,6 +1,7 @@
 package network
 
 import (
+	"net/netip"
 	"slices"
 	"sync"
 	"time"
@@ -41,6 +42,7 @@ type follower struct {
 	own    []backend.Entry // What the node owes for itself, until it is told.
 	begun  bool
 	held   subnet.Holds
+	unread []subnet.Subnets
 }
 
 func newFollower(p prepared, own subnet.Subnets, loop *converge.Loop, owed []backend.Entry, grace time.Duration, log *zap.Logger) *follower {
@@ -145,6 +147,11 @@ func (f *follower) apply(c subnet.Change) bool {
 		owe = append(owe, f.self.Peer(d.After)...)
 		f.log.Debug("peer changed", zap.Stringer("before", d.Before.Subnets), zap.Stringer("after", d.After.Subnets), zap.String("holder", d.After.Holder()))
 	}
+	unread := f.mirror.Unread()
+	another := !slices.Equal(unread, f.unread)
+	if another { // What is no longer kept goes only when it is known what is owed in its place.
+		f.keep(slices.Concat(f.unread, unread))
+	}
 	switch {
 	case !f.begun:
 		f.tellAll()
@@ -154,7 +161,25 @@ func (f *follower) apply(c subnet.Change) bool {
 	if c.Whole {
 		f.loop.SetCareful(false)
 	}
+	if another {
+		f.keep(unread)
+		f.unread = unread
+	}
 	return f.reportHolds() || len(deltas) > 0
+}
+
+// keep makes the loop leave alone what the kernel has for subnets of which
+// nothing could be read.
+func (f *follower) keep(unread []subnet.Subnets) {
+	var keep []netip.Prefix
+	for _, s := range unread {
+		for _, p := range s {
+			if p.IsValid() {
+				keep = append(keep, p)
+			}
+		}
+	}
+	f.loop.Keep(keep...)
 }
 
 // reportHolds says once that peers are held, and once that none is any more.
