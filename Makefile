@@ -2,11 +2,12 @@
 # they work in network namespaces of their own.
 
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null)
-LDFLAGS := -s -w -X github.com/ripstop-net/ripstop/cmd/internal/settings.version=$(VERSION)
-COMMANDS := ripstopd ripstop ripstop-lab
-# The linters are run by version and are no part of the module.
+LDFLAGS := -s -w -X github.com/ripstop-net/ripstop/cmd/internal/settings.version=$(VERSION) -X main.buildVersion=$(VERSION)
+COMMANDS := ripstopd ripstop ripstop-cni ripstop-lab
+# The linters and benchstat are run by version and are no part of the module.
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 ERRCHECK := github.com/kisielk/errcheck@v1.30.0
+BENCHSTAT := golang.org/x/perf/cmd/benchstat@v0.0.0-20260908200009-22c9c6c9d4da
 
 # make demo IP_FAMILY=ipv4, ipv6 or dual
 IP_FAMILY ?= dual
@@ -15,7 +16,7 @@ RACE := $(if $(shell command -v $$(go env CC) 2>/dev/null),-race)
 # How long make fuzz spends on each target.
 FUZZTIME ?= 20s
 
-.PHONY: build demo test lint bench faults walk fuzz clean
+.PHONY: build demo test test-packages lint bench bench-parts faults walk fuzz clean
 
 # Static binaries: they run in any image and on any distribution.
 build:
@@ -32,6 +33,12 @@ test:
 	$(if $(RACE),,@echo "no C compiler: without the race detector")
 	go test $(RACE) -shuffle=on -timeout 8m ./...
 
+# Tests against programs of a distribution: iptables with its legacy variant, nft,
+# conntrack and the standard CNI plugins (Debian's packages iptables, nftables,
+# conntrack and containernetworking-plugins).
+test-packages:
+	go test $(RACE) -tags packages -run 'Real|Texts|ConntrackShows' -count=1 -timeout 8m ./cmd/ripstop-cni ./network/firewall ./network/lab
+
 # The fault suite alone, with nothing beside it: a table of what was done, after
 # what time it had healed, and what pings between pods lost.
 FAULTS_LIMIT ?= 1s
@@ -41,13 +48,27 @@ faults:
 lint:
 	@unformatted=$$(gofmt -l cmd subnet backend network); [ -z "$$unformatted" ] || { echo "gofmt: $$unformatted"; exit 1; }
 	go vet ./...
+	go vet -tags packages ./cmd/ripstop-cni ./network/...
 	go run $(STATICCHECK) ./...
+	go run $(STATICCHECK) -tags packages ./cmd/ripstop-cni ./network/firewall ./network/lab
 	go run $(ERRCHECK) -ignoretests -exclude .errcheck ./...
 	go mod verify
 	go mod tidy -diff
 
-bench:
-	go test -run '^$$' -bench . -benchmem ./...
+# Measures the daemon among up to 60,000 peers beside what the kernel takes alone,
+# and the parts by Go benchmarks, and writes Documentation/performance.md. For a
+# look: make bench BENCHFLAGS="--short --peers 1000" BENCHDIR=/tmp/bench
+# The benchmarks of an earlier run (bin/parts.txt, kept elsewhere) are compared
+# with: make bench-parts BASE=old.txt
+BENCHDIR ?= Documentation
+BENCHTIMES ?= 5
+bench: build bench-parts
+	bin/ripstop-lab bench --write $(BENCHDIR) --parts bin/parts.stat $(BENCHFLAGS)
+
+bench-parts:
+	@mkdir -p bin
+	go test -run '^$$' -bench . -benchmem -benchtime 200ms -count $(BENCHTIMES) ./subnet ./subnet/etcd ./backend/... ./network/converge ./network > bin/parts.txt
+	go run $(BENCHSTAT) $(BASE) bin/parts.txt | tee bin/parts.stat
 
 # go test fuzzes one target of one package at a time.
 fuzz:

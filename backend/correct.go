@@ -26,11 +26,11 @@ func (s *State) Correct(changes []Change) (news []Change, doubt bool) {
 			continue
 		}
 		news = append(news, c)
-		if via, ok := at.(Nexthop); ok && s.users[via] > 0 {
+		if via, ok := at.(Nexthop); ok && s.usersOf(via) > 0 {
 			if flushed++; flushed > mostFlushed {
 				return news, true
 			}
-			for _, r := range s.dropRoutes(s.users[via], func(r Route) bool { return r.Via == via }) {
+			for _, r := range s.dropRoutes(s.usersOf(via), func(r Route) bool { return r.through(via) }) {
 				news = append(news, Change{Entry: r, Gone: true, By: c.By})
 			}
 		}

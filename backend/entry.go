@@ -101,51 +101,50 @@ type Nexthop struct {
 	Stray uint32
 }
 
-// Route leads to a prefix through a nexthop object.
+// Route leads to a prefix through a nexthop object on one of our devices, or
+// plainly over a link of the host.
 type Route struct {
 	Dst netip.Prefix
 	// Table, Metric and TOS are 0 for what we make: the main table, the
 	// family's own metric.
 	Table, Metric uint32
 	TOS           uint8
-	// Via is the zero Nexthop for an existing route that leads through no
-	// nexthop object of ours.
+	// Plain tells that the route names Via's device and gateway itself. The
+	// device is the host's own and no entry, and nothing of ours is needed for
+	// the route. Unlike one through a nexthop object it outlives the loss of the
+	// device's carrier.
+	Plain bool
+	// Odd tells that an existing route has what ours never have, such as
+	// another metric (RTA_METRICS) than the MTU.
+	Odd bool
+	// MTU is the largest packet in bytes that may take the route, at most
+	// [MaxRouteMTU], or 0 for whatever the device takes.
+	MTU uint16
+	// Via is the zero Nexthop for an existing route that leads neither through a
+	// nexthop object of ours nor plainly to a gateway.
 	Via Nexthop
 }
 
-// routeKey is what identifies a route to the kernel (fib_table_insert and
+// MaxRouteMTU is the largest MTU in bytes that a route can bear: the kernel makes
+// less of what is more (ip_metrics_convert).
+const MaxRouteMTU = 65535 - 15
+
+// several tells whether the kernel can keep several destinations for the MAC:
+// then the destination is a part of the entry's identity.
+func (f FDB) several() bool { return f.MAC == (MAC{}) || f.MAC[0]&1 == 1 }
+
+// usual tells whether what identifies the route is its prefix alone. The
+// kernel's identity has table, metric and TOS as well (fib_table_insert and
 // fib6_add_rt2node compare just these).
-type routeKey struct {
-	dst           netip.Prefix
-	table, metric uint32
-	tos           uint8
+func (r Route) usual() bool {
+	return r.Table == 0 && r.Metric == 0 && r.TOS == 0 && r.Dst.IsValid() && fits(r.Dst.Addr())
 }
 
-type fdbKey struct {
-	dev    string
-	mac    MAC
-	remote netip.Addr // Set for a MAC that can have several.
-}
+// station identifies the FDB entry that it needs.
+func (n Neighbour) station() Entry { return FDB{Dev: n.Dev, MAC: n.MAC} }
 
-type neighbourKey struct {
-	dev string
-	ip  netip.Addr
-}
-
-func (r Route) key() routeKey { return routeKey{r.Dst, r.Table, r.Metric, r.TOS} }
-
-func (f FDB) key() fdbKey {
-	k := fdbKey{dev: f.Dev, mac: f.MAC}
-	if f.MAC == (MAC{}) || f.MAC[0]&1 == 1 {
-		k.remote = f.Remote
-	}
-	return k
-}
-
-func (n Neighbour) key() neighbourKey { return neighbourKey{n.Dev, n.IP} }
-
-// fdbKey identifies the FDB entry that it needs.
-func (n Neighbour) fdbKey() fdbKey { return fdbKey{dev: n.Dev, mac: n.MAC} }
+// through tells whether the route leads through a nexthop object.
+func (r Route) through(n Nexthop) bool { return !r.Plain && r.Via == n }
 
 // plain is a stray's form, of which the neighbour is that it needs.
 func (n Nexthop) plain() Nexthop { return Nexthop{Dev: n.Dev, Gateway: n.Gateway} }
@@ -158,8 +157,11 @@ func Identity(e Entry) Entry {
 	case Device:
 		return Device{Name: e.Name}
 	case FDB:
-		k := e.key()
-		return FDB{Dev: k.dev, MAC: k.mac, Remote: k.remote}
+		id := FDB{Dev: e.Dev, MAC: e.MAC}
+		if e.several() {
+			id.Remote = e.Remote
+		}
+		return id
 	case Neighbour:
 		return Neighbour{Dev: e.Dev, IP: e.IP}
 	case Route:
@@ -266,7 +268,18 @@ func (r Route) String() string {
 	if r.TOS != 0 {
 		s += fmt.Sprintf(" tos %d", r.TOS)
 	}
-	return s + " by " + r.Via.String()
+	if r.Plain {
+		s += fmt.Sprintf(" via %s dev %s", r.Via.Gateway, r.Via.Dev)
+	} else {
+		s += " by " + r.Via.String()
+	}
+	if r.MTU != 0 {
+		s += fmt.Sprintf(" mtu %d", r.MTU)
+	}
+	if r.Odd {
+		s += " odd"
+	}
+	return s
 }
 
 // compareEntries orders entries of one kind, by identity first.

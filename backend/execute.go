@@ -12,7 +12,7 @@ import (
 // needs. That holds for any part of the ops, too: what needs what is judged by
 // have. It returns the ops that failed or were left out.
 func Execute(ctx context.Context, k Kernel, have *State, ops []Op) []Failure {
-	x := executor{have: have, needed: map[fdbKey]error{}, kept: map[Nexthop]error{}, unmade: map[string]bool{}}
+	x := executor{have: have, needed: map[Entry]error{}, kept: map[Nexthop]error{}, unmade: map[string]bool{}}
 	for len(ops) > 0 {
 		n := 1
 		for n < len(ops) && samePhase(ops[0], ops[n]) {
@@ -37,7 +37,7 @@ type executor struct {
 	// kept and needed are the nexthops and FDB entries that must stay because
 	// something that should have gone before them, or moved off them, did not.
 	kept   map[Nexthop]error
-	needed map[fdbKey]error
+	needed map[Entry]error
 	// unmade are devices that could not be made: what has their name, if
 	// anything, is not what entries are meant for.
 	unmade map[string]bool
@@ -75,10 +75,13 @@ func (x *executor) blocked(op Op) error {
 		return x.deviceBlocked(op.Verb, e)
 	case Neighbour:
 		// A neighbour must not move to a MAC that leads nowhere.
-		if _, ok := x.have.fdb[fdbKey{dev: e.Dev, mac: e.MAC}]; !ok {
+		if !x.have.leads(e) {
 			return fmt.Errorf("%w: no FDB entry for %s", ErrBlocked, e.MAC)
 		}
 	case Route:
+		if e.Plain {
+			return nil // The host's own devices are not among the entries.
+		}
 		if !x.have.Forwards(e) || x.unmade[e.On()] {
 			return fmt.Errorf("%w: what %s needs is not there", ErrBlocked, e.Via)
 		}
@@ -111,16 +114,16 @@ func (x *executor) stillNeeded(e Entry) error {
 			cause = errLastAddress
 		}
 	case Nexthop:
-		if cause = x.kept[e]; cause == nil && x.have.users[e] > 0 {
+		if cause = x.kept[e]; cause == nil && x.have.usersOf(e) > 0 {
 			cause = errStands
 		}
 	case Neighbour:
 		via := Nexthop{Dev: e.Dev, Gateway: e.IP}
-		if cause = x.kept[via]; cause == nil && x.have.users[via] > 0 {
+		if cause = x.kept[via]; cause == nil && x.have.usersOf(via) > 0 {
 			cause = errStands
 		}
 	case FDB:
-		if cause = x.needed[e.key()]; cause == nil && x.have.carries(e) {
+		if cause = x.needed[Identity(e)]; cause == nil && x.have.carries(e) {
 			cause = errStands
 		}
 	case Device:
@@ -151,11 +154,13 @@ func (x *executor) fail(op Op, err error) {
 	}
 	switch e := at.(type) {
 	case Route:
-		x.keep(e.Via, err)
+		if !e.Plain {
+			x.keep(e.Via, err)
+		}
 	case Nexthop:
 		x.keep(e, err)
 	case Neighbour:
-		x.needed[fdbKey{dev: e.Dev, mac: e.MAC}] = err
+		x.needed[e.station()] = err
 	}
 }
 
@@ -163,7 +168,7 @@ func (x *executor) keep(via Nexthop, err error) {
 	x.kept[via] = err
 	// The neighbour that a nexthop needs does not know of strays.
 	x.kept[via.plain()] = err
-	if n, ok := x.have.neighbours[neighbourKey{via.Dev, via.Gateway}]; ok {
-		x.needed[fdbKey{dev: n.Dev, mac: n.MAC}] = err
+	if n, ok := x.have.neighbourAt(via.Dev, via.Gateway); ok {
+		x.needed[n.station()] = err
 	}
 }

@@ -3,6 +3,8 @@ package backend
 import (
 	"iter"
 	"maps"
+	"math"
+	"net/netip"
 	"slices"
 	"strings"
 )
@@ -10,17 +12,20 @@ import (
 // State is a set of entries, at most one of each identity. The zero State is
 // empty and ready to use. It is for one goroutine.
 type State struct {
-	devices    map[string]Device
-	addresses  map[Address]struct{}
-	fdb        map[fdbKey]FDB
-	neighbours map[neighbourKey]Neighbour
-	nexthops   map[Nexthop]struct{}
-	routes     map[routeKey]Route
-	// users counts the routes that lead through a nexthop, those through a
-	// stray also for its plain form, and macs the neighbours that have a MAC:
-	// so that what needs an entry is found without a walk through all.
-	users map[Nexthop]int
-	macs  map[fdbKey]int
+	devices   map[string]Device
+	addresses map[Address]struct{}
+	// four and six have what hangs on the devices of which names has the
+	// numbers; rest has what does not fit there, by its identity.
+	names names
+	four  table[[4]byte]
+	six   table[[16]byte]
+	rest  map[Entry]Entry
+	// bearers counts the neighbours that have a MAC, and users the routes that
+	// lead through a nexthop which does not fit the tables: so that what needs
+	// an entry is found without a walk through all. A route through a stray
+	// counts for its plain form as well.
+	bearers map[station]uint32
+	users   map[Nexthop]int
 }
 
 // NewState returns the set of the given entries; of two with one identity the
@@ -33,11 +38,53 @@ func NewState(entries ...Entry) *State {
 	return s
 }
 
-func put[K comparable, V any](m *map[K]V, k K, v V) {
-	if *m == nil {
-		*m = map[K]V{}
+// family is the table of an address's family.
+func (s *State) family(a netip.Addr) tables {
+	if a.Is4() {
+		return &s.four
 	}
-	(*m)[k] = v
+	return &s.six
+}
+
+// families lists both tables.
+func (s *State) families() [2]tables { return [2]tables{&s.four, &s.six} }
+
+// fits tells whether an address can be in a table.
+func fits(a netip.Addr) bool { return a.IsValid() && a.Zone() == "" }
+
+// place is the number of the device on which an entry is in the tables, 0 for
+// one that does not fit there.
+func (s *State) place(fits bool, dev string) link {
+	if !fits || dev == "" {
+		return 0
+	}
+	return s.names.add(dev)
+}
+
+func (s *State) placeFDB(e FDB) link {
+	return s.place(e.Odd == "" && fits(e.Remote) && !e.several(), e.Dev)
+}
+
+func (s *State) placeNeighbour(e Neighbour) link { return s.place(fits(e.IP), e.Dev) }
+
+func (s *State) placeNexthop(e Nexthop) link { return s.place(e.Stray == 0 && fits(e.Gateway), e.Dev) }
+
+func (s *State) placeRoute(e Route) link {
+	if !e.usual() || e.Plain || e.MTU != 0 || e.Via.Gateway.Is4() != e.Dst.Addr().Is4() {
+		return 0
+	}
+	return s.placeNexthop(e.Via)
+}
+
+func (s *State) putRest(id, e Entry) { put(&s.rest, id, e) }
+
+// inRest finds an entry of that identity that is not in the tables.
+func (s *State) inRest(id Entry) (Entry, bool) {
+	if len(s.rest) == 0 {
+		return nil, false
+	}
+	e, ok := s.rest[Identity(id)]
+	return e, ok
 }
 
 // Put adds an entry in the place of the one with its identity, if any.
@@ -48,34 +95,86 @@ func (s *State) Put(e Entry) {
 	case Address:
 		put(&s.addresses, e, struct{}{})
 	case FDB:
-		put(&s.fdb, e.key(), e)
+		s.putFDB(e)
 	case Neighbour:
-		s.Drop(e)
-		put(&s.neighbours, e.key(), e)
-		add(&s.macs, e.fdbKey(), 1)
+		s.putNeighbour(e)
 	case Nexthop:
-		put(&s.nexthops, e, struct{}{})
+		if dev := s.placeNexthop(e); dev != 0 {
+			s.family(e.Gateway).setNexthop(dev, e.Gateway, true)
+		} else {
+			s.putRest(e, e)
+		}
 	case Route:
-		s.Drop(e)
-		put(&s.routes, e.key(), e)
-		s.use(e.Via, 1)
+		s.putRoute(e)
 	}
 }
 
-// add adds n to a count and keeps no zeros.
-func add[K comparable](m *map[K]int, k K, n int) {
-	if n += (*m)[k]; n == 0 {
-		delete(*m, k)
+func (s *State) putFDB(e FDB) {
+	dev := s.placeFDB(e)
+	if dev == 0 {
+		s.dropFDB(e)
+		s.putRest(Identity(e), e)
 		return
 	}
-	put(m, k, n)
+	at := station{e.MAC, dev}
+	s.four.dropRemote(at)
+	s.six.dropRemote(at)
+	s.family(e.Remote).setRemote(at, e.Remote)
+	s.dropRest(e)
 }
 
-func (s *State) use(via Nexthop, n int) {
-	add(&s.users, via, n)
-	if via.Stray != 0 {
-		add(&s.users, via.plain(), n)
+func (s *State) putNeighbour(e Neighbour) {
+	s.dropNeighbour(e)
+	dev := s.placeNeighbour(e)
+	if dev == 0 {
+		s.putRest(Identity(e), e)
+		return
 	}
+	s.family(e.IP).setMAC(dev, e.IP, e.MAC)
+	at := station{e.MAC, dev}
+	put(&s.bearers, at, s.bearers[at]+1)
+}
+
+func (s *State) putRoute(e Route) {
+	s.dropRoute(e)
+	if dev := s.placeRoute(e); dev != 0 {
+		s.family(e.Dst.Addr()).setRoute(e.Dst, dev, e.Via.Gateway)
+	} else {
+		s.putRest(Identity(e), e)
+	}
+	s.useBy(e, 1)
+}
+
+// useBy counts a route among those that lead through its nexthop; a plain one
+// does not.
+func (s *State) useBy(r Route, n int) {
+	if !r.Plain {
+		s.use(r.Via, n)
+	}
+}
+
+// use adds to the number of routes that lead through a nexthop.
+func (s *State) use(via Nexthop, n int) {
+	if dev := s.placeNexthop(via); dev != 0 {
+		s.family(via.Gateway).use(dev, via.Gateway, n)
+		return
+	}
+	put(&s.users, via, s.users[via]+n)
+	if s.users[via] == 0 {
+		delete(s.users, via)
+	}
+	if via.Stray != 0 {
+		s.use(via.plain(), n)
+	}
+}
+
+// usersOf counts the routes that lead through a nexthop, those through a stray
+// also for its plain form.
+func (s *State) usersOf(via Nexthop) int {
+	if dev := s.names.number(via.Dev); dev != 0 && via.Stray == 0 && fits(via.Gateway) {
+		return s.family(via.Gateway).users(dev, via.Gateway)
+	}
+	return s.users[via]
 }
 
 // Drop removes the entry with the identity of e, if any.
@@ -86,20 +185,59 @@ func (s *State) Drop(e Entry) {
 	case Address:
 		delete(s.addresses, e)
 	case FDB:
-		delete(s.fdb, e.key())
+		s.dropFDB(e)
 	case Neighbour:
-		if old, ok := s.neighbours[e.key()]; ok {
-			delete(s.neighbours, e.key())
-			add(&s.macs, old.fdbKey(), -1)
-		}
+		s.dropNeighbour(e)
 	case Nexthop:
-		delete(s.nexthops, e)
+		if dev := s.placeNexthop(e); dev != 0 {
+			s.family(e.Gateway).setNexthop(dev, e.Gateway, false)
+		} else {
+			delete(s.rest, Entry(e))
+		}
 	case Route:
-		if old, ok := s.routes[e.key()]; ok {
-			delete(s.routes, e.key())
-			s.use(old.Via, -1)
+		s.dropRoute(e)
+	}
+}
+
+func (s *State) dropRest(id Entry) {
+	if len(s.rest) > 0 {
+		delete(s.rest, Identity(id))
+	}
+}
+
+func (s *State) dropFDB(e FDB) {
+	if dev := s.names.number(e.Dev); dev != 0 && !e.several() {
+		for _, t := range s.families() {
+			t.dropRemote(station{e.MAC, dev})
 		}
 	}
+	s.dropRest(e)
+}
+
+func (s *State) dropNeighbour(e Neighbour) {
+	old, ok := s.neighbourAt(e.Dev, e.IP)
+	dev := s.placeNeighbour(e)
+	if !ok || dev == 0 {
+		s.dropRest(e)
+		return
+	}
+	s.family(e.IP).dropMAC(dev, e.IP)
+	at := station{old.MAC, dev}
+	if s.bearers[at]--; s.bearers[at] == 0 {
+		delete(s.bearers, at)
+	}
+}
+
+func (s *State) dropRoute(e Route) {
+	old, ok := s.routeAt(e)
+	if !ok {
+		return
+	}
+	if e.usual() {
+		s.family(e.Dst.Addr()).dropRoute(e.Dst)
+	}
+	s.dropRest(e)
+	s.useBy(old, -1)
 }
 
 // At returns the entry with the identity of e.
@@ -111,22 +249,84 @@ func (s *State) At(e Entry) (at Entry, ok bool) {
 		_, ok = s.addresses[e]
 		at = e
 	case FDB:
-		at, ok = s.fdb[e.key()]
+		at, ok = s.fdbAt(e)
 	case Neighbour:
-		at, ok = s.neighbours[e.key()]
+		at, ok = s.neighbourAt(e.Dev, e.IP)
 	case Nexthop:
-		_, ok = s.nexthops[e]
-		at = e
+		at, ok = e, s.hasNexthop(e)
 	case Route:
-		at, ok = s.routes[e.key()]
+		at, ok = s.routeAt(e)
 	}
 	return at, ok
 }
 
+func (s *State) fdbAt(e FDB) (FDB, bool) {
+	if dev := s.names.number(e.Dev); dev != 0 && !e.several() {
+		for _, t := range s.families() {
+			if to, ok := t.remote(station{e.MAC, dev}); ok {
+				return FDB{Dev: s.names.name(dev), MAC: e.MAC, Remote: to}, true
+			}
+		}
+	}
+	if at, ok := s.inRest(e); ok {
+		return at.(FDB), true
+	}
+	return FDB{}, false
+}
+
+func (s *State) neighbourAt(dev string, ip netip.Addr) (Neighbour, bool) {
+	if l := s.names.number(dev); l != 0 && fits(ip) {
+		mac, ok := s.family(ip).mac(l, ip)
+		return Neighbour{Dev: dev, IP: ip, MAC: mac}, ok
+	}
+	if at, ok := s.inRest(Neighbour{Dev: dev, IP: ip}); ok {
+		return at.(Neighbour), true
+	}
+	return Neighbour{}, false
+}
+
+func (s *State) hasNexthop(e Nexthop) bool {
+	if dev := s.names.number(e.Dev); dev != 0 && e.Stray == 0 && fits(e.Gateway) {
+		return s.family(e.Gateway).nexthop(dev, e.Gateway)
+	}
+	_, ok := s.inRest(e)
+	return ok
+}
+
+func (s *State) routeAt(e Route) (Route, bool) {
+	if e.usual() {
+		if via, ok := s.family(e.Dst.Addr()).route(e.Dst); ok {
+			return Route{Dst: e.Dst, Via: Nexthop{Dev: s.names.name(via.dev), Gateway: via.ip}}, true
+		}
+	}
+	if at, ok := s.inRest(e); ok {
+		return at.(Route), true
+	}
+	return Route{}, false
+}
+
 // Has tells whether exactly this entry is there.
 func (s *State) Has(e Entry) bool {
-	at, ok := s.At(e)
-	return ok && at == e
+	switch e := e.(type) {
+	case Device:
+		at, ok := s.devices[e.Name]
+		return ok && at == e
+	case Address:
+		_, ok := s.addresses[e]
+		return ok
+	case FDB:
+		at, ok := s.fdbAt(e)
+		return ok && at == e
+	case Neighbour:
+		at, ok := s.neighbourAt(e.Dev, e.IP)
+		return ok && at == e
+	case Nexthop:
+		return s.hasNexthop(e)
+	case Route:
+		at, ok := s.routeAt(e)
+		return ok && at == e
+	}
+	return false
 }
 
 // Device returns the device of that name.
@@ -137,7 +337,7 @@ func (s *State) Device(name string) (Device, bool) {
 
 // Len is the number of entries.
 func (s *State) Len() int {
-	return len(s.devices) + len(s.addresses) + len(s.fdb) + len(s.neighbours) + len(s.nexthops) + len(s.routes)
+	return len(s.devices) + len(s.addresses) + s.four.len() + s.six.len() + len(s.rest)
 }
 
 // All visits every entry, kind after kind, in no order within a kind.
@@ -161,13 +361,13 @@ func (s *State) OfKind(k Kind) iter.Seq[Entry] {
 	case KindAddress:
 		return entries(maps.Keys(s.addresses))
 	case KindFDB:
-		return entries(maps.Values(s.fdb))
+		return entries(s.allFDB())
 	case KindNeighbour:
-		return entries(maps.Values(s.neighbours))
+		return entries(s.allNeighbours())
 	case KindNexthop:
-		return entries(maps.Keys(s.nexthops))
+		return entries(s.allNexthops())
 	default:
-		return entries(maps.Values(s.routes))
+		return entries(s.allRoutes())
 	}
 }
 
@@ -181,12 +381,73 @@ func entries[E Entry](of iter.Seq[E]) iter.Seq[Entry] {
 	}
 }
 
+// restOf visits what is of one kind and not in the tables.
+func restOf[E Entry](s *State, yield func(E) bool) {
+	for _, e := range s.rest {
+		if e, ok := e.(E); ok && !yield(e) {
+			return
+		}
+	}
+}
+
+func (s *State) allFDB() iter.Seq[FDB] {
+	return func(yield func(FDB) bool) {
+		for _, t := range s.families() {
+			for at, to := range t.remotes() {
+				if !yield(FDB{Dev: s.names.name(at.dev), MAC: at.mac, Remote: to}) {
+					return
+				}
+			}
+		}
+		restOf(s, yield)
+	}
+}
+
+func (s *State) allNeighbours() iter.Seq[Neighbour] {
+	return func(yield func(Neighbour) bool) {
+		for _, t := range s.families() {
+			for at, mac := range t.macs() {
+				if !yield(Neighbour{Dev: s.names.name(at.dev), IP: at.ip, MAC: mac}) {
+					return
+				}
+			}
+		}
+		restOf(s, yield)
+	}
+}
+
+func (s *State) allNexthops() iter.Seq[Nexthop] {
+	return func(yield func(Nexthop) bool) {
+		for _, t := range s.families() {
+			for at := range t.gateways() {
+				if !yield(Nexthop{Dev: s.names.name(at.dev), Gateway: at.ip}) {
+					return
+				}
+			}
+		}
+		restOf(s, yield)
+	}
+}
+
+func (s *State) allRoutes() iter.Seq[Route] {
+	return func(yield func(Route) bool) {
+		for _, t := range s.families() {
+			for to, via := range t.targets() {
+				if !yield(Route{Dst: to, Via: Nexthop{Dev: s.names.name(via.dev), Gateway: via.ip}}) {
+					return
+				}
+			}
+		}
+		restOf(s, yield)
+	}
+}
+
 // Clone returns a copy.
 func (s *State) Clone() *State {
 	return &State{
-		devices: maps.Clone(s.devices), addresses: maps.Clone(s.addresses), fdb: maps.Clone(s.fdb),
-		neighbours: maps.Clone(s.neighbours), nexthops: maps.Clone(s.nexthops), routes: maps.Clone(s.routes),
-		users: maps.Clone(s.users), macs: maps.Clone(s.macs),
+		devices: maps.Clone(s.devices), addresses: maps.Clone(s.addresses), names: slices.Clone(s.names),
+		four: s.four.clone(), six: s.six.clone(), rest: maps.Clone(s.rest),
+		bearers: maps.Clone(s.bearers), users: maps.Clone(s.users),
 	}
 }
 
@@ -203,8 +464,15 @@ func (s *State) Pick(of iter.Seq[Entry]) *State {
 
 // Equal tells whether both hold the same entries.
 func (s *State) Equal(o *State) bool {
-	return maps.Equal(s.devices, o.devices) && maps.Equal(s.addresses, o.addresses) && maps.Equal(s.fdb, o.fdb) &&
-		maps.Equal(s.neighbours, o.neighbours) && maps.Equal(s.nexthops, o.nexthops) && maps.Equal(s.routes, o.routes)
+	if s.Len() != o.Len() {
+		return false
+	}
+	for e := range s.All() {
+		if !o.Has(e) {
+			return false
+		}
+	}
+	return true
 }
 
 // String lists the entries, a line each, by kind and within it by text: the
@@ -237,15 +505,15 @@ func (s *State) Apply(op Op) {
 			return
 		}
 		if old, ok := s.devices[e.Name]; ok && old.MAC != e.MAC {
-			s.dropNeighbours(func(k neighbourKey) bool { return k.dev == e.Name })
+			s.dropNeighbours(func(n Neighbour) bool { return n.Dev == e.Name })
 		}
 	case Address:
 		if op.Verb == Delete && s.lastIPv4(e) {
-			s.dropNeighbours(func(k neighbourKey) bool { return k.dev == e.Dev && k.ip.Is4() })
+			s.dropNeighbours(func(n Neighbour) bool { return n.Dev == e.Dev && n.IP.Is4() })
 		}
 	case Nexthop:
 		if op.Verb == Delete {
-			s.dropRoutes(s.users[e], func(r Route) bool { return r.Via == e })
+			s.dropRoutes(s.usersOf(e), func(r Route) bool { return r.through(e) })
 		}
 	}
 	if op.Verb == Delete {
@@ -272,8 +540,8 @@ func (s *State) lastIPv4(a Address) bool {
 // neighboursOf tells whether there are neighbours of the address's family on its
 // device.
 func (s *State) neighboursOf(a Address) bool {
-	for k := range s.neighbours {
-		if k.dev == a.Dev && k.ip.Is4() == a.Prefix.Addr().Is4() {
+	for n := range s.allNeighbours() {
+		if n.Dev == a.Dev && n.IP.Is4() == a.Prefix.Addr().Is4() {
 			return true
 		}
 	}
@@ -283,16 +551,24 @@ func (s *State) neighboursOf(a Address) bool {
 func (s *State) dropDevice(name string) {
 	delete(s.devices, name)
 	maps.DeleteFunc(s.addresses, func(a Address, _ struct{}) bool { return a.Dev == name })
-	maps.DeleteFunc(s.fdb, func(k fdbKey, _ FDB) bool { return k.dev == name })
-	s.dropNeighbours(func(k neighbourKey) bool { return k.dev == name })
-	maps.DeleteFunc(s.nexthops, func(n Nexthop, _ struct{}) bool { return n.Dev == name })
-	s.dropRoutes(len(s.routes), func(r Route) bool { return r.Via.Dev == name })
+	for e := range s.OfKind(KindFDB) {
+		if e.On() == name {
+			s.Drop(e)
+		}
+	}
+	s.dropNeighbours(func(n Neighbour) bool { return n.Dev == name })
+	for e := range s.OfKind(KindNexthop) {
+		if e.On() == name {
+			s.Drop(e)
+		}
+	}
+	s.dropRoutes(math.MaxInt, func(r Route) bool { return r.Via.Dev == name })
 }
 
-func (s *State) dropNeighbours(match func(neighbourKey) bool) {
-	for k, n := range s.neighbours {
-		if match(k) {
-			s.Drop(n)
+func (s *State) dropNeighbours(match func(Neighbour) bool) {
+	for n := range s.allNeighbours() {
+		if match(n) {
+			s.dropNeighbour(n)
 		}
 	}
 }
@@ -302,11 +578,11 @@ func (s *State) dropRoutes(n int, match func(Route) bool) (dropped []Route) {
 	if n == 0 {
 		return nil
 	}
-	for _, r := range s.routes {
+	for r := range s.allRoutes() {
 		if !match(r) {
 			continue
 		}
-		s.Drop(r)
+		s.dropRoute(r)
 		if dropped = append(dropped, r); len(dropped) == n {
 			break
 		}
@@ -316,11 +592,11 @@ func (s *State) dropRoutes(n int, match func(Route) bool) (dropped []Route) {
 
 // carries tells whether a route stands that sends its packets by an FDB entry.
 func (s *State) carries(f FDB) bool {
-	if s.macs[fdbKey{dev: f.Dev, mac: f.MAC}] == 0 {
+	if dev := s.names.number(f.Dev); len(s.rest) == 0 && (dev == 0 || s.bearers[station{f.MAC, dev}] == 0) {
 		return false
 	}
-	for _, n := range s.neighbours {
-		if n.Dev == f.Dev && n.MAC == f.MAC && s.users[Nexthop{Dev: n.Dev, Gateway: n.IP}] > 0 {
+	for n := range s.allNeighbours() {
+		if n.Dev == f.Dev && n.MAC == f.MAC && s.usersOf(Nexthop{Dev: n.Dev, Gateway: n.IP}) > 0 {
 			return true
 		}
 	}
@@ -329,7 +605,7 @@ func (s *State) carries(f FDB) bool {
 
 // forwardsOn tells whether a route stands on a device and finds all it needs.
 func (s *State) forwardsOn(dev string) bool {
-	for _, r := range s.routes {
+	for r := range s.allRoutes() {
 		if r.Via.Dev == dev && s.Forwards(r) {
 			return true
 		}
@@ -339,17 +615,20 @@ func (s *State) forwardsOn(dev string) bool {
 
 // Forwards tells whether a packet that takes the route finds all it needs: the
 // device, the nexthop, the gateway's neighbour entry and the FDB entry of its MAC.
+// A plain route needs nothing of ours.
 func (s *State) Forwards(r Route) bool {
-	if _, ok := s.devices[r.Via.Dev]; !ok {
+	if r.Plain {
+		return true
+	}
+	if _, ok := s.devices[r.Via.Dev]; !ok || !s.hasNexthop(r.Via) {
 		return false
 	}
-	if _, ok := s.nexthops[r.Via]; !ok {
-		return false
-	}
-	n, ok := s.neighbours[neighbourKey{r.Via.Dev, r.Via.Gateway}]
-	if !ok {
-		return false
-	}
-	_, ok = s.fdb[fdbKey{dev: r.Via.Dev, mac: n.MAC}]
+	n, ok := s.neighbourAt(r.Via.Dev, r.Via.Gateway)
+	return ok && s.leads(n)
+}
+
+// leads tells whether there is an FDB entry for a neighbour's MAC.
+func (s *State) leads(n Neighbour) bool {
+	_, ok := s.fdbAt(FDB{Dev: n.Dev, MAC: n.MAC})
 	return ok
 }

@@ -6,20 +6,23 @@ import "net/netip"
 // to just that subnet, its nexthop, the gateway's neighbour entry and the FDB
 // entry of its MAC.
 func (s *State) Supply(dst netip.Prefix) []Entry {
-	r, ok := s.routes[routeKey{dst: dst}]
+	r, ok := s.routeAt(Route{Dst: dst})
 	if !ok {
 		return nil
 	}
 	out := []Entry{r}
-	if _, ok := s.nexthops[r.Via]; ok {
+	if r.Via == (Nexthop{}) {
+		return out
+	}
+	if s.Has(r.Via) {
 		out = append(out, r.Via)
 	}
-	n, ok := s.neighbours[neighbourKey{r.Via.Dev, r.Via.Gateway}]
+	n, ok := s.neighbourAt(r.Via.Dev, r.Via.Gateway)
 	if !ok {
 		return out
 	}
 	out = append(out, n)
-	if f, ok := s.fdb[fdbKey{dev: n.Dev, mac: n.MAC}]; ok {
+	if f, ok := s.fdbAt(FDB{Dev: n.Dev, MAC: n.MAC}); ok {
 		out = append(out, f)
 	}
 	return out

@@ -21,6 +21,7 @@ func (n *Node) claim(ctx context.Context, cfg subnet.Config, req subnet.Request,
 			return err
 		}
 		lease, err = subnet.Claim(ctx, n.store, cfg, req)
+		req.Seen = nil // By the next try it is old.
 		var stranded *subnet.StrandedError
 		var taken *subnet.TakenError
 		switch {
@@ -109,7 +110,9 @@ func (n *Node) holdRecord(ctx context.Context, lease subnet.Lease, alive func(un
 				continue // It was so before it was claimed, or says the same.
 			}
 			cancel()
-			<-done
+			if err := <-done; err != nil { // It had ended by itself.
+				return err
+			}
 			return fmt.Errorf("%w: its record was overwritten by %s", subnet.ErrLeaseLost, now.Holder())
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -46,14 +47,28 @@ type rig struct {
 	t      *testing.T
 	store  *subnettest.Memory
 	client subnettest.Client // The store as the node has it, nil where that is store.
+	lists  atomic.Int32      // How often the node listed by itself.
 	kernel *backendtest.Fake
 	host   *fakeHost
 	opts   Options
 	tune   func(*Node) // Changes what start makes short.
 	logs   *observer.ObservedLogs
 	node   *Node
-	cancel context.CancelFunc
-	done   chan error
+	// firewall is the node's, if it is to have one.
+	firewall Firewall
+	cancel   context.CancelFunc
+	done     chan error
+}
+
+// counting is a store that counts its listings, those of Watch apart.
+type counting struct {
+	subnet.Store
+	lists *atomic.Int32
+}
+
+func (c counting) List(ctx context.Context) (subnet.Listing, error) {
+	c.lists.Add(1)
+	return c.Store.List(ctx)
 }
 
 func newRig(t *testing.T) *rig {
@@ -79,7 +94,10 @@ func (r *rig) at() subnettest.Client {
 func (r *rig) start() {
 	core, logs := observer.New(zapcore.InfoLevel)
 	r.logs = logs
-	r.node = New(r.opts, r.at(), r.at(), r.kernel, r.host, zap.New(core))
+	r.node = New(r.opts, counting{r.at(), &r.lists}, r.at(), r.kernel, r.host, zap.New(core))
+	if r.firewall != nil {
+		r.node.UseFirewall(r.firewall)
+	}
 	r.node.firstListing, r.node.firstOfBoot, r.node.settle = 300*time.Millisecond, 100*time.Millisecond, 500*time.Millisecond
 	r.tune(r.node)
 	ctx, cancel := context.WithCancel(context.Background())
@@ -323,7 +341,7 @@ func TestGivesUpAtOnceOnWhatDoesNotPass(t *testing.T) {
 	}{
 		"no right":                       {func(r *rig) { r.host.preflight = backend.ErrNotPermitted }, "check the host: not permitted"},
 		"malformed config":               {func(r *rig) { r.store.SetConfig([]byte(`{"Network":"x"}`)) }, `malformed network config: Network: "x"`},
-		"unknown backend":                {func(r *rig) { r.store.SetConfig([]byte(`{"Network":"10.5.0.0/16","Backend":{"Type":"udp"}}`)) }, `no backend of Type "udp"`},
+		"unknown backend":                {func(r *rig) { r.store.SetConfig([]byte(`{"Network":"10.5.0.0/16","Backend":{"Type":"udp"}}`)) }, `no backend of Type "udp": there are vxlan, host-gw, alloc`},
 		"public address among the pods'": {func(r *rig) { r.opts.Underlay.PublicIP[subnet.V4] = netip.MustParseAddr("10.5.9.9") }, "10.5.9.9 is inside the network"},
 		"refused":                        {func(r *rig) { r.store.Refuse(true) }, "refuses"},
 		"tiny MTU":                       {func(r *rig) { r.host.host[0].MTU = 600 }, "interface eth0: MTU 550 is below"},
@@ -428,5 +446,18 @@ func TestSecondDaemonInOneRunDirIsRefused(t *testing.T) {
 	twin.start()
 	if err := twin.ends(); err == nil || !strings.Contains(err.Error(), fmt.Sprintf("another ripstopd (process %d)", os.Getpid())) {
 		t.Errorf("got %v", err)
+	}
+}
+
+// TestStartListsOnce: among tens of thousands of nodes a listing is the dearest
+// thing that a start asks for.
+func TestStartListsOnce(t *testing.T) {
+	r := newRig(t)
+	l := r.join(2)
+	r.start()
+	r.ready()
+	r.eventually("the peer is reached", func() bool { return r.reaches(l) })
+	if n := r.lists.Load(); n != 1 {
+		t.Errorf("%d listings", n)
 	}
 }

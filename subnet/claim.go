@@ -18,6 +18,8 @@ type Request struct {
 	// are of the families that the config has.
 	Backend   string
 	Endpoints PerFamily[Endpoint]
+	// MTU is what the node's pods take, in bytes.
+	MTU int
 	// Previous is the lease's subnets as the node knew them last, if it does.
 	// Pods may run on them, so where they fit the config no others are taken.
 	Previous Subnets
@@ -27,6 +29,9 @@ type Request struct {
 	// OnlyPrevious refuses any others also where the node has a record: it is
 	// for a node that serves its Previous at this moment.
 	OnlyPrevious bool
+	// Seen is a listing of a moment ago, by which the first try goes; nil asks
+	// for a fresh one. Another's write since then makes a try fail and no harm.
+	Seen *Listing
 }
 
 // TakenError says that the subnets which a node must have are another's.
@@ -71,8 +76,8 @@ const maxClaimTries = 1000
 // Errors that waiting does not mend are [*StrandedError] and what wraps
 // [ErrRefused]; [*ExhaustedError] lasts until a lease expires or the config grows.
 func Claim(ctx context.Context, store Store, cfg Config, req Request) (Lease, error) {
-	for range maxClaimTries {
-		seen, err := store.List(ctx)
+	for try := range maxClaimTries {
+		seen, err := req.list(ctx, store, try)
 		if err != nil {
 			return Lease{}, fmt.Errorf("list leases: %w", err)
 		}
@@ -90,6 +95,14 @@ func Claim(ctx context.Context, store Store, cfg Config, req Request) (Lease, er
 		return got, nil
 	}
 	return Lease{}, fmt.Errorf("claim a lease: lost %d races in a row", maxClaimTries)
+}
+
+// list is the listing by which a try goes.
+func (r Request) list(ctx context.Context, store Store, try int) (Listing, error) {
+	if try == 0 && r.Seen != nil {
+		return *r.Seen, nil
+	}
+	return store.List(ctx)
 }
 
 // choose decides on the lease to claim, and whether its record must be written
@@ -175,7 +188,7 @@ func (l Listing) holderOf(f Family, p netip.Prefix) string {
 }
 
 func (r Request) lease(s Subnets) Lease {
-	return Lease{Subnets: s, Node: r.Self.Node, Backend: r.Backend, Endpoints: r.Endpoints}
+	return Lease{Subnets: s, Node: r.Self.Node, Backend: r.Backend, Endpoints: r.Endpoints, MTU: r.MTU}
 }
 
 // CheckOwn tells why a node cannot go on with its subnets under the config. It is

@@ -287,11 +287,14 @@ func addToAddr(a netip.Addr, n *big.Int) netip.Addr {
 	return out
 }
 
+// maxValue bounds a record or a config, in bytes.
+const maxValue = math.MaxUint16
+
 // decodeOne reads exactly one JSON object. A byte after it is an error: a
 // record or config that was written twice over must not be read by half.
 func decodeOne(data []byte, into any) error {
-	if len(data) > math.MaxUint16 {
-		return fmt.Errorf("%d bytes are more than the %d that are read", len(data), math.MaxUint16)
+	if len(data) > maxValue {
+		return fmt.Errorf("%d bytes are more than the %d that are read", len(data), maxValue)
 	}
 	d := json.NewDecoder(bytes.NewReader(data))
 	if t := bytes.TrimLeft(data, " \t\r\n"); len(t) == 0 || t[0] != '{' {

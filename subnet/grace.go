@@ -79,7 +79,7 @@ func (m *Mirror) Save() (epoch string, revision int64, peers []Saved) {
 // held begins with that.
 func (m *Mirror) Restore(epoch string, revision int64, peers []Saved) {
 	m.epoch, m.revision = epoch, revision
-	touched := map[Subnets]Lease{}
+	touched := touched{}
 	for _, p := range peers {
 		if p.Held && m.grace.length > 0 {
 			m.grace.since[p.Lease.Subnets] = time.Time{}
@@ -148,7 +148,7 @@ func (m *Mirror) different(c Change) bool {
 // written or made by then and is otherwise than was told is that of a store with
 // another history, such as one that was put back from a backup.
 func (m *Mirror) contradicted(l Lease) bool {
-	known, ok := m.leases[l.Subnets]
+	known, ok := m.leases.get(l.Subnets)
 	_, bad := m.bad[l.Subnets.Key()]
 	switch {
 	case !ok && !bad:
@@ -162,7 +162,7 @@ func (m *Mirror) contradicted(l Lease) bool {
 }
 
 // hold keeps a peer whose record is gone. What is no peer goes.
-func (m *Mirror) hold(s Subnets, now time.Time, touched map[Subnets]Lease) {
+func (m *Mirror) hold(s Subnets, now time.Time, touched touched) {
 	l, ok := m.peer(s)
 	if !ok {
 		m.set(s, Lease{}, touched)
@@ -178,14 +178,20 @@ func (m *Mirror) hold(s Subnets, now time.Time, touched map[Subnets]Lease) {
 
 // giveWay ends the holds of peers whose subnet or MAC somebody's record claims:
 // that of touched leases alone can have changed.
-func (m *Mirror) giveWay(touched map[Subnets]Lease) {
+func (m *Mirror) giveWay(touched touched) {
 	var out []Subnets
-	for s := range touched {
+	if len(m.grace.since) == 0 {
+		return
+	}
+	for key := range touched {
+		s := key.subnets()
 		if !m.held(s) {
 			continue
 		}
-		for _, c := range m.claimsOf(m.leases[s]) {
-			if !m.held(m.claims[c][0]) {
+		id, _ := m.leases.id(s)
+		var room [maxClaims]claim
+		for _, c := range m.claimsOf(room[:0], m.leases.at(id)) {
+			if !m.held(m.leases.at(m.claims.first[c]).key.subnets()) {
 				out = append(out, s)
 				break
 			}
@@ -199,7 +205,7 @@ func (m *Mirror) giveWay(touched map[Subnets]Lease) {
 
 // expire ends the holds whose time is over. It looks at all of them, but only
 // when the first is due.
-func (m *Mirror) expire(now time.Time, touched map[Subnets]Lease) {
+func (m *Mirror) expire(now time.Time, touched touched) {
 	g := &m.grace
 	if len(g.since) == 0 || now.Before(g.due) {
 		return

@@ -16,6 +16,9 @@ func (m MAC) String() string { return net.HardwareAddr(m[:]).String() }
 
 // ParseMAC reads an address of exactly six bytes.
 func ParseMAC(s string) (MAC, error) {
+	if m, ok := scanMAC(s); ok {
+		return m, nil
+	}
 	hw, err := net.ParseMAC(s)
 	if err != nil || len(hw) != len(MAC{}) {
 		return MAC{}, fmt.Errorf("%q is not a 48-bit MAC address", s)
@@ -49,6 +52,9 @@ type Lease struct {
 	Backend string
 	// Endpoints says per family where the node's tunnel ends.
 	Endpoints PerFamily[Endpoint]
+	// MTU is the largest packet in bytes that the node's pods take, 0 where it is
+	// not known, as with flannel.
+	MTU int
 
 	// ID is the store's own lease under which the record lives. It is 0 for a
 	// reservation, which never expires.

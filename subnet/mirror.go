@@ -28,24 +28,20 @@ type Mirror struct {
 	// listed says that a listing was told of, so that leases are all there were
 	// then: what was restored is peers alone.
 	listed bool
-	leases map[Subnets]Lease
+	leases leaseTable
 	peers  int // How many of them are peers.
 	grace  grace
 	// claims holds who claims what only one lease may have: those with a record
 	// before those that are held, oldest first.
-	claims map[claim][]Subnets
+	claims claims
 	// bad are the records that could not be read and refused the leases that are
 	// no peers, by key, with the reasons.
 	bad, refused map[string]string
 }
 
-// claim is a thing that only one node can have: a subnet of a family, or the
-// MAC of a family's device.
-type claim struct {
-	family Family
-	subnet Subnets // one family set
-	mac    MAC     // or this
-}
+// touched are the leases whose verdict may have changed, with the peers that
+// they were, nil for none.
+type touched map[leaseKey]*Lease
 
 // Delta is a peer that came (Before is zero), went (After is zero) or changed.
 type Delta struct{ Before, After Lease }
@@ -58,7 +54,7 @@ func NewMirror(cfg Config, self Identity, check func(Lease) error) *Mirror {
 		check = func(Lease) error { return nil }
 	}
 	return &Mirror{
-		cfg: cfg, self: self, check: check, leases: map[Subnets]Lease{}, claims: map[claim][]Subnets{},
+		cfg: cfg, self: self, check: check,
 		bad: map[string]string{}, refused: map[string]string{},
 		grace: grace{since: map[Subnets]time.Time{}},
 	}
@@ -73,7 +69,7 @@ func (m *Mirror) Revision() int64 { return m.revision }
 // A record that can no longer be read leaves its lease as it was last read, as
 // long as its key is there.
 func (m *Mirror) Apply(now time.Time, c Change) []Delta {
-	touched := map[Subnets]Lease{} // Peers as they were, zero where there was none.
+	touched := touched{}
 	m.hear(now)
 	gone := m.missing(c)
 	different := m.different(c)
@@ -99,7 +95,8 @@ func (m *Mirror) Apply(now time.Time, c Change) []Delta {
 	for _, b := range c.Bad {
 		m.bad[b.Key] = b.Reason
 		if s, err := ParseKey(b.Key); err == nil && m.held(s) {
-			m.back(s, m.leases[s], touched) // As any lease whose record breaks.
+			l, _ := m.leases.get(s)
+			m.back(s, l, touched) // As any lease whose record breaks.
 		}
 	}
 	for _, l := range c.Leases {
@@ -117,7 +114,7 @@ func (m *Mirror) missing(c Change) []Subnets {
 	var out []Subnets
 	for _, key := range c.Gone {
 		if s, err := ParseKey(key); err == nil {
-			if _, ok := m.leases[s]; ok {
+			if _, ok := m.leases.id(s); ok {
 				out = append(out, s)
 			}
 		}
@@ -125,25 +122,28 @@ func (m *Mirror) missing(c Change) []Subnets {
 	if !c.Whole {
 		return out
 	}
-	there := make(map[Subnets]struct{}, len(c.Leases))
+	if m.leases.len() == 0 {
+		return out
+	}
+	there := make(map[leaseKey]struct{}, len(c.Leases))
 	for _, l := range c.Leases {
-		there[l.Subnets] = struct{}{}
+		there[l.Subnets.pack()] = struct{}{}
 	}
 	for _, b := range c.Bad {
 		if s, err := ParseKey(b.Key); err == nil {
-			there[s] = struct{}{}
+			there[s.pack()] = struct{}{}
 		}
 	}
-	for s := range m.leases {
-		if _, ok := there[s]; !ok && !m.held(s) {
-			out = append(out, s)
+	for _, l := range m.leases.all() {
+		if _, ok := there[l.key]; !ok && !m.held(l.key.subnets()) {
+			out = append(out, l.key.subnets())
 		}
 	}
 	return out
 }
 
 // back puts the lease of a record that is there.
-func (m *Mirror) back(s Subnets, l Lease, touched map[Subnets]Lease) {
+func (m *Mirror) back(s Subnets, l Lease, touched touched) {
 	if m.held(s) {
 		m.grace.count.Returned++
 		delete(m.grace.since, s)
@@ -153,36 +153,59 @@ func (m *Mirror) back(s Subnets, l Lease, touched map[Subnets]Lease) {
 
 // set puts a lease (or, zero, removes it) and notes in touched all whose
 // verdict may change by it, with what they were.
-func (m *Mirror) set(s Subnets, l Lease, touched map[Subnets]Lease) {
-	old, had := m.leases[s]
-	note := func(s Subnets) {
-		if _, ok := touched[s]; !ok {
-			touched[s], _ = m.peer(s)
-		}
-	}
-	note(s)
-	for _, c := range append(m.claimsOf(old), m.claimsOf(l)...) {
-		for _, rival := range m.claims[c] {
-			note(rival)
-		}
-	}
-	if had {
-		for _, c := range m.claimsOf(old) {
-			m.unclaim(c, s)
-		}
-		delete(m.leases, s)
+func (m *Mirror) set(s Subnets, l Lease, touched touched) {
+	if id, ok := m.leases.id(s); ok {
+		m.note(id, touched)
+		m.claim(id, false, touched)
+		m.leases.drop(id)
+	} else if _, ok := touched[s.pack()]; !ok {
+		touched[s.pack()] = nil
 	}
 	if l.Subnets == (Subnets{}) {
 		delete(m.grace.since, s)
 		return
 	}
-	m.leases[s] = l
-	for _, c := range m.claimsOf(l) {
-		m.claims[c] = append(m.claims[c], s)
-		slices.SortFunc(m.claims[c], func(a, b Subnets) int {
-			return cmp.Or(m.compareHeld(a, b), cmp.Compare(m.leases[a].Created, m.leases[b].Created), strings.Compare(a.Key(), b.Key()))
-		})
+	id := m.leases.put(l)
+	at := m.leases.at(id)
+	at.own, at.sound = m.self.Owns(l), m.sound(l) == nil
+	m.claim(id, true, touched)
+}
+
+// note remembers what a lease was before the change.
+func (m *Mirror) note(id leaseID, touched touched) {
+	at := m.leases.at(id)
+	if _, ok := touched[at.key]; ok {
+		return
 	}
+	var was *Lease
+	if at.peer {
+		l := at.lease()
+		was = &l
+	}
+	touched[at.key] = was
+}
+
+// claim adds a lease to the claimants of what it claims, or takes it away, and
+// notes the others.
+func (m *Mirror) claim(id leaseID, add bool, touched touched) {
+	var room [maxClaims]claim
+	for _, c := range m.claimsOf(room[:0], m.leases.at(id)) {
+		var one [1]leaseID
+		for _, rival := range m.claims.all(c, &one) {
+			m.note(rival, touched)
+		}
+		if add {
+			m.claims.add(c, id, m.compareClaimants)
+		} else {
+			m.claims.remove(c, id)
+		}
+	}
+}
+
+func (m *Mirror) compareClaimants(a, b leaseID) int {
+	l, o := m.leases.at(a), m.leases.at(b)
+	return cmp.Or(m.compareHeld(l.key.subnets(), o.key.subnets()), cmp.Compare(l.created, o.created),
+		strings.Compare(l.key.subnets().Key(), o.key.subnets().Key()))
 }
 
 // compareHeld puts leases that are held behind those that have a record.
@@ -197,36 +220,27 @@ func (m *Mirror) compareHeld(a, b Subnets) int {
 	}
 }
 
-// claimsOf lists what a lease claims. One that is no peer by itself claims
+// maxClaims is the most that one lease claims.
+const maxClaims = 4
+
+// claimsOf appends what a lease claims. One that is no peer by itself claims
 // nothing, so that no broken record harms a sound one; the node's own lease
 // claims its subnets.
-func (m *Mirror) claimsOf(l Lease) []claim {
-	own := m.self.Owns(l)
-	if l.Subnets == (Subnets{}) || !own && m.sound(l) != nil {
-		return nil
+func (m *Mirror) claimsOf(out []claim, l *packedLease) []claim {
+	if !l.own && !l.sound {
+		return out
 	}
-	var out []claim
+	s := l.key.subnets()
 	for _, f := range m.cfg.Families() {
-		if !l.Subnets[f].IsValid() {
+		if !s[f].IsValid() {
 			continue
 		}
-		var one Subnets
-		one[f] = l.Subnets[f]
-		out = append(out, claim{family: f, subnet: one})
-		if mac := l.Endpoints[f].MAC; mac != (MAC{}) {
-			out = append(out, claim{family: f, mac: mac})
+		out = append(out, claimSubnet(f, s[f]))
+		if l.mac[f] != (MAC{}) {
+			out = append(out, claimMAC(f, l.mac[f]))
 		}
 	}
 	return out
-}
-
-func (m *Mirror) unclaim(c claim, s Subnets) {
-	rest := slices.DeleteFunc(m.claims[c], func(o Subnets) bool { return o == s })
-	if len(rest) == 0 {
-		delete(m.claims, c)
-		return
-	}
-	m.claims[c] = rest
 }
 
 // sound tells why a lease can be no peer, whatever other leases there are.
@@ -237,110 +251,103 @@ func (m *Mirror) sound(l Lease) error {
 	return m.check(l)
 }
 
-// refusal tells why the lease at s is no peer.
-func (m *Mirror) refusal(s Subnets) error {
-	if err := m.sound(m.leases[s]); err != nil {
-		return err
-	}
-	return m.rivalry(s)
-}
-
-// rivalry tells which older lease has something that the lease at s claims.
-func (m *Mirror) rivalry(s Subnets) error {
-	l := m.leases[s]
-	for _, c := range m.claimsOf(l) {
-		first := m.claims[c][0]
-		if first == s {
+// rivalry tells which older lease has something that a lease claims.
+func (m *Mirror) rivalry(id leaseID) error {
+	l := m.leases.at(id)
+	var room [maxClaims]claim
+	for _, c := range m.claimsOf(room[:0], l) {
+		first := m.claims.first[c]
+		if first == id {
 			continue
 		}
-		rival := m.leases[first]
+		rival := m.leases.at(first).lease()
 		switch {
-		case c.mac == MAC{}:
-			return fmt.Errorf("subnet %s is held by an older lease, %s of %s", c.subnet, first.Key(), rival.Holder())
-		case rival.Endpoints[c.family].PublicIP != l.Endpoints[c.family].PublicIP:
-			return fmt.Errorf("VtepMAC %s is that of another node too: %s, whose lease is older", c.mac, rival.Holder())
+		case c.bits != macClaim:
+			return fmt.Errorf("subnet %s is held by an older lease, %s of %s", l.key.subnets()[c.family], rival.Subnets.Key(), rival.Holder())
+		case rival.Endpoints[c.family].PublicIP != l.lease().Endpoints[c.family].PublicIP:
+			return fmt.Errorf("VtepMAC %s is that of another node too: %s, whose lease is older", l.mac[c.family], rival.Holder())
 		}
 	}
 	return nil
 }
 
-// peer returns the lease at s if it is a peer.
+// peer returns the lease at s if it was judged to be a peer.
 func (m *Mirror) peer(s Subnets) (Lease, bool) {
-	l, ok := m.leases[s]
-	if !ok || m.self.Owns(l) || m.refusal(s) != nil {
+	id, ok := m.leases.id(s)
+	if !ok || !m.leases.at(id).peer {
 		return Lease{}, false
 	}
-	return l, true
+	return m.leases.at(id).lease(), true
 }
 
-func (m *Mirror) deltas(touched map[Subnets]Lease) []Delta {
-	var out []Delta
-	for s, before := range touched {
+func (m *Mirror) deltas(touched touched) []Delta {
+	out := make([]Delta, 0, len(touched))
+	for _, key := range slices.SortedFunc(maps.Keys(touched), leaseKey.compare) {
+		s, was := key.subnets(), touched[key]
 		m.judge(s)
+		var before Lease
+		if was != nil {
+			before = *was
+			m.peers--
+		}
 		after, is := m.peer(s)
 		if is {
 			m.peers++
-		}
-		if before.Subnets != (Subnets{}) {
-			m.peers--
 		}
 		if !before.SameContent(after) {
 			out = append(out, Delta{Before: before, After: after})
 		}
 	}
-	slices.SortFunc(out, func(a, b Delta) int { return compareSubnets(a.subnets(), b.subnets()) })
 	return out
 }
 
-// judge notes whether and why the lease at s is refused. The node's own is a
-// problem only where an older one has what it claims; a reservation that waits
-// for its node is none.
+// judge notes whether the lease at s is a peer, or whether and why it is
+// refused. The node's own is a problem only where an older one has what it
+// claims; a reservation that waits for its node is none.
 func (m *Mirror) judge(s Subnets) {
-	delete(m.refused, s.Key())
-	l, ok := m.leases[s]
-	if !ok || l.Reservation() && l.Backend == "" {
+	if len(m.refused) > 0 {
+		delete(m.refused, s.Key())
+	}
+	id, ok := m.leases.id(s)
+	if !ok {
 		return
 	}
-	refusal := m.refusal
-	if m.self.Owns(l) {
-		refusal = m.rivalry
+	at := m.leases.at(id)
+	err := m.rivalry(id)
+	if !at.own && !at.sound {
+		err = m.sound(at.lease())
 	}
-	if err := refusal(s); err != nil {
+	at.peer = !at.own && err == nil
+	if err != nil && !(at.id == 0 && at.backend.Value() == "") {
 		m.refused[s.Key()] = err.Error()
 	}
 }
 
-func (d Delta) subnets() Subnets {
-	if d.After.Subnets == (Subnets{}) {
-		return d.Before.Subnets
-	}
-	return d.After.Subnets
-}
-
-func compareSubnets(a, b Subnets) int {
-	for _, f := range Families {
-		if c := cmp.Or(a[f].Addr().Compare(b[f].Addr()), cmp.Compare(a[f].Bits(), b[f].Bits())); c != 0 {
-			return c
-		}
-	}
-	return 0
-}
-
 // Peers lists all peers in the order of their subnets.
 func (m *Mirror) Peers() []Lease {
-	var out []Lease
-	for s := range m.leases {
-		if l, ok := m.peer(s); ok {
-			out = append(out, l)
+	keys := make([]leaseKey, 0, m.peers)
+	for _, l := range m.leases.all() {
+		if l.peer {
+			keys = append(keys, l.key)
 		}
 	}
-	slices.SortFunc(out, func(a, b Lease) int { return compareSubnets(a.Subnets, b.Subnets) })
+	slices.SortFunc(keys, leaseKey.compare)
+	out := make([]Lease, 0, len(keys))
+	for _, key := range keys {
+		out = append(out, m.leases.at(m.leases.ids[key]).lease())
+	}
 	return out
 }
 
 // Own returns the node's own lease as the store has it.
 func (m *Mirror) Own() (Lease, bool) {
-	return ownLease(m.self, slices.Collect(maps.Values(m.leases)))
+	var own []Lease
+	for _, l := range m.leases.all() {
+		if l.own {
+			own = append(own, l.lease())
+		}
+	}
+	return ownLease(m.self, own)
 }
 
 // Problems says which records are passed over, by key, and why. It costs as

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -159,10 +160,10 @@ func TestMirrorIsAFunctionOfTheRecords(t *testing.T) {
 				}
 			}
 			for _, d := range m.Apply(noon, c) {
-				if !sum[d.subnets()].SameContent(d.Before) {
-					t.Fatalf("seed %d step %d: before is %+v, was told %+v", seed, step, d.Before, sum[d.subnets()])
+				if !sum[subnetsOf(d)].SameContent(d.Before) {
+					t.Fatalf("seed %d step %d: before is %+v, was told %+v", seed, step, d.Before, sum[subnetsOf(d)])
 				}
-				sum[d.subnets()] = d.After
+				sum[subnetsOf(d)] = d.After
 			}
 		}
 		fresh := newTestMirror(t, "dual")
@@ -196,4 +197,78 @@ func randomLease(r *rand.Rand) Lease {
 		l.Endpoints[V4].MAC = MAC{2, 0, 0, 0, 0, byte(r.IntN(6))}
 	}
 	return l
+}
+
+// manyPeers is a listing of n peers.
+func manyPeers(n int) Change {
+	c := Change{Whole: true, Epoch: "one", Revision: int64(n)}
+	for i := range n {
+		l := peerLease(2)
+		l.Node, l.Created, l.ID = fmt.Sprintf("node-%06d", i), int64(i), 1
+		l.Subnets[V4] = addrPrefix(i)
+		l.Endpoints[V4] = Endpoint{netip.MustParseAddr("192.0.2.2"), 1, MAC{2, 0, 0, byte(i >> 16), byte(i >> 8), byte(i)}}
+		c.Leases = append(c.Leases, l)
+	}
+	return c
+}
+
+// TestMirrorIsSmall: it has tens of thousands of leases.
+func TestMirrorIsSmall(t *testing.T) {
+	const peers = 60_000
+	heap := func() uint64 {
+		runtime.GC()
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return m.HeapAlloc
+	}
+	before := heap()
+	m := NewMirror(mustConfig(t, `{"Network":"10.0.0.0/8"}`), Identity{Node: "node1"}, nil)
+	if n := len(m.Apply(noon, manyPeers(peers))); n != peers {
+		t.Fatalf("%d peers", n)
+	}
+	per := (heap() - before) / peers
+	t.Logf("%d bytes per peer", per)
+	if per > 330 {
+		t.Errorf("a peer takes %d bytes", per)
+	}
+	runtime.KeepAlive(m)
+}
+
+// TestOneChangeCostsTheSameAmongMany counts what it allocates.
+func TestOneChangeCostsTheSameAmongMany(t *testing.T) {
+	cost := func(peers int) float64 {
+		m := NewMirror(mustConfig(t, `{"Network":"10.0.0.0/8"}`), Identity{Node: "node1"}, nil)
+		m.Apply(noon, manyPeers(peers))
+		l := manyPeers(peers + 1).Leases[peers]
+		return testing.AllocsPerRun(100, func() {
+			m.Apply(noon, Change{Revision: 1, Leases: []Lease{l}})
+			m.Apply(noon, Change{Revision: 1, Gone: []string{l.Subnets.Key()}})
+		})
+	}
+	if few, many := cost(100), cost(20_000); many > few {
+		t.Errorf("%v allocations among 100 peers, %v among 20,000", few, many)
+	}
+}
+
+func BenchmarkMirror(b *testing.B) {
+	const peers = 60_000
+	listing := manyPeers(peers)
+	cfg := mustConfig(b, `{"Network":"10.0.0.0/8"}`)
+	b.Run("listing", func(b *testing.B) {
+		b.ReportAllocs()
+		for b.Loop() {
+			NewMirror(cfg, Identity{Node: "node1"}, nil).Apply(noon, listing)
+		}
+		b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/peers, "ns/peer")
+	})
+	b.Run("one", func(b *testing.B) {
+		m := NewMirror(cfg, Identity{Node: "node1"}, nil)
+		m.Apply(noon, listing)
+		l := manyPeers(peers + 1).Leases[peers]
+		b.ReportAllocs()
+		for b.Loop() {
+			m.Apply(noon, Change{Revision: 1, Leases: []Lease{l}})
+			m.Apply(noon, Change{Revision: 1, Gone: []string{l.Subnets.Key()}})
+		}
+	})
 }

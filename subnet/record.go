@@ -18,12 +18,16 @@ type recordJSON struct {
 	BackendData   json.RawMessage `json:"BackendData,omitempty"`
 	BackendV6Data json.RawMessage `json:"BackendV6Data,omitempty"`
 	Node          string          `json:"Node,omitempty"`
+	MTU           int             `json:"MTU,omitempty"`
 }
 
 type vtepJSON struct {
 	VNI     uint32
 	VtepMAC string
 }
+
+// vxlan is the type of backend whose data is read here.
+const vxlan = "vxlan"
 
 // noIPv4 fills PublicIP in a record without IPv4, as flannel writes it.
 const noIPv4 = "0.0.0.0"
@@ -35,18 +39,28 @@ var noSubnet4 = netip.PrefixFrom(netip.IPv4Unspecified(), 0)
 // "10.5.5.0-24&fd00:10:5:1f::-64" with both families. IPv6 alone has
 // "0.0.0.0-0" for the missing IPv4 subnet.
 func (s Subnets) Key() string {
+	var room [maxKey]byte
+	return string(s.appendKey(room[:0]))
+}
+
+// maxKey is room for any key: two addresses with their lengths.
+const maxKey = 80
+
+func (s Subnets) appendKey(b []byte) []byte {
 	four := s[V4]
 	if !four.IsValid() {
 		four = noSubnet4
 	}
-	key := dashed(four)
+	b = appendDashed(b, four)
 	if s[V6].IsValid() {
-		key += "&" + dashed(s[V6])
+		b = appendDashed(append(b, '&'), s[V6])
 	}
-	return key
+	return b
 }
 
-func dashed(p netip.Prefix) string { return p.Addr().String() + "-" + strconv.Itoa(p.Bits()) }
+func appendDashed(b []byte, p netip.Prefix) []byte {
+	return strconv.AppendInt(append(p.Addr().AppendTo(b), '-'), int64(p.Bits()), 10)
+}
 
 // ParseKey reads the last part of a record's key. It takes exactly what
 // [Subnets.Key] writes: a key with host bits set, leading zeros or another
@@ -71,7 +85,8 @@ func ParseKey(key string) (Subnets, error) {
 			return Subnets{}, fmt.Errorf("key contradicts itself: %s is not the base address of a /%d", p.Addr(), p.Bits())
 		}
 	}
-	if s.Key() != key {
+	var room [maxKey]byte
+	if string(s.appendKey(room[:0])) != key {
 		return Subnets{}, fmt.Errorf("key is not in its plain form, which is %q", s.Key())
 	}
 	return s, nil
@@ -94,7 +109,7 @@ func parseDashed(text string, f Family) (netip.Prefix, error) {
 // Record returns the lease's value in the store: flannel's keys in flannel's
 // order and form, then our own.
 func (l Lease) Record() []byte {
-	rec := recordJSON{PublicIP: noIPv4, BackendType: l.Backend, Node: l.Node}
+	rec := recordJSON{PublicIP: noIPv4, BackendType: l.Backend, Node: l.Node, MTU: l.MTU}
 	if a := l.Endpoints[V4].PublicIP; a.IsValid() {
 		rec.PublicIP = a.String()
 		rec.BackendData = vtepData(l.Endpoints[V4])
@@ -109,6 +124,16 @@ func (l Lease) Record() []byte {
 		return nil
 	}
 	return out
+}
+
+// checkMTU tells why no node with these subnets can have an MTU. 0 is none.
+func checkMTU(s Subnets, mtu int) error {
+	for _, f := range Families {
+		if mtu != 0 && s[f].IsValid() && (mtu < MinMTU[f] || mtu > MaxMTU) {
+			return fmt.Errorf("MTU: %d is outside %s's %d to %d", mtu, f, MinMTU[f], MaxMTU)
+		}
+	}
+	return nil
 }
 
 func vtepData(e Endpoint) json.RawMessage {
@@ -130,15 +155,21 @@ func ParseRecord(key string, value []byte) (Lease, error) {
 	if err != nil {
 		return Lease{}, err
 	}
-	var rec recordJSON
-	if err := decodeOne(value, &rec); err != nil {
-		return Lease{}, fmt.Errorf("value: %w", err)
+	rec, ok := scanRecord(value)
+	if !ok {
+		rec = recordJSON{}
+		if err := decodeOne(value, &rec); err != nil {
+			return Lease{}, fmt.Errorf("value: %w", err)
+		}
 	}
-	l := Lease{Subnets: s, Node: rec.Node, Backend: rec.BackendType}
+	l := Lease{Subnets: s, Node: rec.Node, Backend: rec.BackendType, MTU: rec.MTU}
 	if l.Node != "" {
 		if err := CheckNodeName(l.Node); err != nil {
 			return Lease{}, err
 		}
+	}
+	if err := checkMTU(s, l.MTU); err != nil {
+		return Lease{}, err
 	}
 	texts := PerFamily[string]{V4: rec.PublicIP}
 	if rec.PublicIPv6 != nil {
@@ -163,12 +194,15 @@ func ParseRecord(key string, value []byte) (Lease, error) {
 
 // parseVTEP reads a VXLAN endpoint's data; other backends' is not ours to read.
 func parseVTEP(backend string, data json.RawMessage) (uint32, MAC, error) {
-	if backend != "vxlan" || len(data) == 0 || string(data) == "null" {
+	if backend != vxlan || len(data) == 0 || string(data) == "null" {
 		return 0, MAC{}, nil
 	}
-	var v vtepJSON
-	if err := decodeOne(data, &v); err != nil {
-		return 0, MAC{}, err
+	v, ok := scanVTEP(data)
+	if !ok {
+		v = vtepJSON{}
+		if err := decodeOne(data, &v); err != nil {
+			return 0, MAC{}, err
+		}
 	}
 	if v.VtepMAC == "" {
 		return 0, MAC{}, errors.New("VtepMAC is missing")

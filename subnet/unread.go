@@ -10,10 +10,10 @@ func (m *Mirror) Unread() []Subnets {
 	var out []Subnets
 	for key := range m.bad {
 		s, err := ParseKey(key)
-		if _, known := m.leases[s]; err == nil && !known {
+		if _, known := m.leases.id(s); err == nil && !known {
 			out = append(out, s)
 		}
 	}
-	slices.SortFunc(out, compareSubnets)
+	slices.SortFunc(out, func(a, b Subnets) int { return a.pack().compare(b.pack()) })
 	return out
 }

@@ -42,7 +42,7 @@ type Loop struct {
 	// careful says that what is wanted may lack peers: nothing of a peer's is
 	// taken away or changed.
 	careful bool
-	// recompare asks for a whole comparison, after being careful.
+	// recompare asks for a whole comparison, at first and after being careful.
 	recompare bool
 	// keep are the subnets that Keep named last, letGo those that it named
 	// before and that no pass has looked at since.
@@ -107,9 +107,13 @@ func (l *Loop) Update(revision int64, release, owe []backend.Entry) {
 	l.mu.Lock()
 	l.ledger.Release(release...)
 	l.ledger.Owe(owe...)
-	for _, entries := range [][]backend.Entry{release, owe} {
-		for _, e := range entries {
-			l.dirty[backend.Identity(e)] = struct{}{}
+	if !l.told {
+		l.recompare = true // All is new, so nothing need be noted one by one.
+	} else {
+		for _, entries := range [][]backend.Entry{release, owe} {
+			for _, e := range entries {
+				l.dirty[backend.Identity(e)] = struct{}{}
+			}
 		}
 	}
 	l.told, l.revision = true, revision

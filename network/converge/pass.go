@@ -185,6 +185,9 @@ func (p *pass) cautious(ops []backend.Op) []backend.Op {
 // drift. Of a device that is held back and missing or down, all that hangs on it
 // is held back too, as it would be in vain.
 func (p *pass) sift(ops []backend.Op) []backend.Op {
+	if !p.settled && len(p.failing.entries) == 0 {
+		return ops // There is no drift before all was compared once.
+	}
 	for _, op := range ops {
 		if op.Entry.Kind() == backend.KindDevice {
 			p.moved[op.Entry.On()] = true
@@ -240,10 +243,16 @@ func (p *pass) conclude(ops []backend.Op, failures []backend.Failure) {
 	for _, f := range failures {
 		failed[backend.Identity(f.Op.Entry)] = struct{}{}
 	}
-	tried := make(map[backend.Entry]struct{}, len(ops))
-	for _, op := range ops {
-		tried[backend.Identity(op.Entry)] = struct{}{}
-		p.log.Debug("op", zap.Stringer("op", op))
+	if p.log.Level() <= zap.DebugLevel {
+		for _, op := range ops {
+			p.log.Debug("op", zap.Stringer("op", op))
+		}
+	}
+	tried := map[backend.Entry]struct{}{}
+	if len(p.failing.entries) > 0 { // Else there is none of which this could be news.
+		for _, op := range ops {
+			tried[backend.Identity(op.Entry)] = struct{}{}
+		}
 	}
 	awaited := false
 	for id := range tried {
@@ -273,6 +282,9 @@ func (p *pass) conclude(ops []backend.Op, failures []backend.Failure) {
 
 // resolved settles the entries that were failing and no longer differ.
 func (p *pass) resolved(tried map[backend.Entry]struct{}, settle func(backend.Entry)) {
+	if len(p.failing.entries) == 0 {
+		return
+	}
 	if !p.whole {
 		for id := range p.look {
 			if _, ok := tried[id]; !ok && !p.failing.held(id, p.now) {

@@ -38,6 +38,10 @@ func (p *pass) report(ops []backend.Op, failed map[backend.Entry]struct{}) {
 	var changed, mended sums
 	silent := 0
 	for _, op := range ops {
+		if len(failed) == 0 && len(p.drifted) == 0 {
+			changed.ops[op.Verb]++
+			continue
+		}
 		id := backend.Identity(op.Entry)
 		if _, ok := failed[id]; ok {
 			continue

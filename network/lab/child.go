@@ -62,7 +62,7 @@ const childLimit = 10 * time.Second
 
 // SetConfig writes the network config to the lab's etcd as it is, right or wrong.
 func (l *Lab) SetConfig(ctx context.Context, config string) error {
-	text, err := json.Marshal(configTask{Endpoint: l.endpoint(), Config: config})
+	text, err := json.Marshal(configTask{Endpoint: l.EtcdURL(), Config: config})
 	if err != nil {
 		return fmt.Errorf("describe the helper's task: %w", err)
 	}

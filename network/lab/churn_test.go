@@ -33,7 +33,7 @@ func openStore(t *testing.T, l *Lab) *clientv3.Client {
 		return conn, err
 	}
 	c, err := clientv3.New(clientv3.Config{
-		Endpoints: []string{l.endpoint()}, Logger: zap.NewNop(), DialOptions: []grpc.DialOption{grpc.WithContextDialer(dial)},
+		Endpoints: []string{l.EtcdURL()}, Logger: zap.NewNop(), DialOptions: []grpc.DialOption{grpc.WithContextDialer(dial)},
 	})
 	if err != nil {
 		t.Fatal(err)

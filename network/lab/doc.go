@@ -6,6 +6,6 @@
 // are held by open files alone and child processes die with the lab, so even a
 // lab that was killed leaves nothing behind but its folder.
 //
-// It is the one package beside backend/kernel that speaks netlink: it builds
+// Beside backend/kernel it alone speaks netlink at length: it builds
 // the world that the daemon then finds.
 package lab

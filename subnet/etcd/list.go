@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
+	"time"
 
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
@@ -25,6 +27,7 @@ func (s *Store) List(ctx context.Context) (subnet.Listing, error) {
 	for try := 1; ; try++ {
 		l, err := s.listOnce(ctx)
 		if err == nil {
+			s.recent.keep(l)
 			return l, nil
 		}
 		if !errors.Is(err, rpctypes.ErrCompacted) || try == maxListTries {
@@ -80,6 +83,35 @@ func (s *Store) nextPage(ctx context.Context, from, end string, rev int64) (kvs 
 		return nil, false, err
 	}
 	return page.Kvs, page.More, nil
+}
+
+// recent is the last listing, from which a watch can begin: at a start the node
+// has listed everything already to find its lease.
+type recent struct {
+	mu      sync.Mutex
+	listing subnet.Listing
+	at      time.Time
+	// taken says that a watch has begun, and nothing need be kept any more.
+	taken bool
+}
+
+// recentLasts is how old it may be.
+const recentLasts = 5 * time.Second
+
+func (r *recent) keep(l subnet.Listing) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !r.taken {
+		r.listing, r.at = l, time.Now()
+	}
+}
+
+// take gives the listing to the first who asks, and lets it go.
+func (r *recent) take() (l subnet.Listing, ok bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	l, r.listing, r.taken = r.listing, subnet.Listing{}, true
+	return l, l.Epoch != "" && time.Since(r.at) < recentLasts
 }
 
 // read sorts a record into those that can be read and those that cannot.

@@ -25,6 +25,7 @@ type Store struct {
 
 	held      *heldRecords
 	sightings sightings
+	recent    recent
 
 	pageSize                            int64
 	checkEvery, auditEvery, presenceTTL time.Duration

@@ -102,7 +102,9 @@ func (s *Store) awaitAnswer(ctx context.Context) bool {
 
 // follow gives one listing and all changes after it, until something ends it.
 func (s *Store) follow(ctx context.Context, to func(subnet.Change), seen *seen, out *outage) error {
+	l, fresh := s.recent.take()
 	if seen.get().epoch != "" { // A listing alone does not tell of another history.
+		fresh = false
 		switch err := s.checkStore(ctx, seen); {
 		case errors.Is(err, errAnotherStore):
 			seen.doubt()
@@ -110,9 +112,11 @@ func (s *Store) follow(ctx context.Context, to func(subnet.Change), seen *seen, 
 			return err
 		}
 	}
-	l, err := s.listEpoch(ctx)
-	if err != nil {
-		return err
+	if !fresh {
+		var err error
+		if l, err = s.listEpoch(ctx); err != nil {
+			return err
+		}
 	}
 	out.back()
 	whole := l.Whole()

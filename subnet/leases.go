@@ -1,0 +1,259 @@
+package subnet
+
+import (
+	"bytes"
+	"cmp"
+	"iter"
+	"net/netip"
+	"slices"
+	"unique"
+)
+
+// A [Mirror] keeps tens of thousands of leases, so they are packed: addresses
+// as bytes without a pointer that the garbage collector would have to follow,
+// and claims by number.
+
+// leaseID is a lease's number in a leaseTable, which another has once it is gone.
+type leaseID uint32
+
+// leaseKey is [Subnets] in few bytes.
+type leaseKey struct {
+	four [4]byte
+	six  [16]byte
+	// bits are the prefixes' lengths and one more; 0 is no prefix.
+	bits PerFamily[uint8]
+}
+
+// packedLease is a Lease in few bytes, with what the mirror knows of it.
+type packedLease struct {
+	key     leaseKey
+	four    [4]byte
+	six     [16]byte
+	mac     PerFamily[MAC]
+	vni     PerFamily[uint32]
+	public  PerFamily[bool] // Which of four and six are set.
+	mtu     uint16
+	own     bool
+	sound   bool // It can be a peer by itself.
+	peer    bool
+	node    string
+	backend unique.Handle[string]
+
+	id, created, modified int64
+}
+
+func (s Subnets) pack() (k leaseKey) {
+	if p := s[V4]; p.IsValid() {
+		k.four, k.bits[V4] = p.Addr().As4(), uint8(p.Bits()+1)
+	}
+	if p := s[V6]; p.IsValid() {
+		k.six, k.bits[V6] = p.Addr().As16(), uint8(p.Bits()+1)
+	}
+	return k
+}
+
+func (k leaseKey) subnets() (s Subnets) {
+	if k.bits[V4] > 0 {
+		s[V4] = netip.PrefixFrom(netip.AddrFrom4(k.four), int(k.bits[V4])-1)
+	}
+	if k.bits[V6] > 0 {
+		s[V6] = netip.PrefixFrom(netip.AddrFrom16(k.six), int(k.bits[V6])-1)
+	}
+	return s
+}
+
+// compare puts leases in the order of their IPv4 subnets and then of their IPv6
+// ones; those that have none go first.
+func (k leaseKey) compare(o leaseKey) int {
+	if c := bytes.Compare(k.four[:], o.four[:]); c != 0 && k.bits[V4] > 0 && o.bits[V4] > 0 {
+		return c
+	}
+	if c := cmp.Compare(k.bits[V4], o.bits[V4]); c != 0 {
+		return c
+	}
+	if c := bytes.Compare(k.six[:], o.six[:]); c != 0 && k.bits[V6] > 0 && o.bits[V6] > 0 {
+		return c
+	}
+	return cmp.Compare(k.bits[V6], o.bits[V6])
+}
+
+func (p *packedLease) set(l Lease) {
+	*p = packedLease{
+		key: l.Subnets.pack(), node: l.Node, backend: unique.Make(l.Backend), mtu: uint16(min(l.MTU, MaxMTU)),
+		id: l.ID, created: l.Created, modified: l.Modified,
+	}
+	for _, f := range Families {
+		e := l.Endpoints[f]
+		p.mac[f], p.vni[f], p.public[f] = e.MAC, e.VNI, e.PublicIP.IsValid()
+	}
+	if p.public[V4] {
+		p.four = l.Endpoints[V4].PublicIP.As4()
+	}
+	if p.public[V6] {
+		p.six = l.Endpoints[V6].PublicIP.As16()
+	}
+}
+
+func (p *packedLease) lease() Lease {
+	l := Lease{
+		Subnets: p.key.subnets(), Node: p.node, Backend: p.backend.Value(), MTU: int(p.mtu), ID: p.id, Created: p.created, Modified: p.modified,
+	}
+	for _, f := range Families {
+		l.Endpoints[f] = Endpoint{MAC: p.mac[f], VNI: p.vni[f]}
+	}
+	if p.public[V4] {
+		l.Endpoints[V4].PublicIP = netip.AddrFrom4(p.four)
+	}
+	if p.public[V6] {
+		l.Endpoints[V6].PublicIP = netip.AddrFrom16(p.six)
+	}
+	return l
+}
+
+// chunk is the number of leases that are kept together, so that a table grows
+// without being copied.
+const chunk = 256
+
+// leaseTable keeps leases by their subnets. The zero table is empty.
+type leaseTable struct {
+	ids  map[leaseKey]leaseID
+	kept []*[chunk]packedLease
+	// next is the first number that was never used, free are those that are
+	// unused again.
+	next leaseID
+	free []leaseID
+}
+
+func (t *leaseTable) len() int { return len(t.ids) }
+
+// id is the number of the lease with those subnets.
+func (t *leaseTable) id(s Subnets) (leaseID, bool) {
+	id, ok := t.ids[s.pack()]
+	return id, ok
+}
+
+// at is the lease of a number that is in use. It is good until the lease goes.
+func (t *leaseTable) at(id leaseID) *packedLease { return &t.kept[id/chunk][id%chunk] }
+
+// get returns the lease with those subnets.
+func (t *leaseTable) get(s Subnets) (Lease, bool) {
+	id, ok := t.id(s)
+	if !ok {
+		return Lease{}, false
+	}
+	return t.at(id).lease(), true
+}
+
+// put adds a lease that is not there, and returns its number.
+func (t *leaseTable) put(l Lease) leaseID {
+	id := t.next
+	if n := len(t.free); n > 0 {
+		id, t.free = t.free[n-1], t.free[:n-1]
+	} else {
+		if t.next++; int(id/chunk) == len(t.kept) {
+			t.kept = append(t.kept, new([chunk]packedLease))
+		}
+	}
+	t.at(id).set(l)
+	if t.ids == nil {
+		t.ids = map[leaseKey]leaseID{}
+	}
+	t.ids[t.at(id).key] = id
+	return id
+}
+
+// drop removes a lease.
+func (t *leaseTable) drop(id leaseID) {
+	delete(t.ids, t.at(id).key)
+	*t.at(id) = packedLease{} // Its name is nobody's any more.
+	t.free = append(t.free, id)
+	if len(t.ids) == 0 {
+		*t = leaseTable{}
+	}
+}
+
+// all visits every lease, in no order.
+func (t *leaseTable) all() iter.Seq2[leaseID, *packedLease] {
+	return func(yield func(leaseID, *packedLease) bool) {
+		for _, id := range t.ids {
+			if !yield(id, t.at(id)) {
+				return
+			}
+		}
+	}
+}
+
+// claim is a thing that only one node can have: a subnet of a family, or the
+// MAC of a family's device.
+type claim struct {
+	value  [16]byte
+	family Family
+	// bits is a prefix's length; macClaim says that it is a MAC.
+	bits uint8
+}
+
+const macClaim = 255
+
+func claimSubnet(f Family, p netip.Prefix) claim {
+	return claim{value: p.Addr().As16(), family: f, bits: uint8(p.Bits())}
+}
+
+func claimMAC(f Family, mac MAC) claim {
+	c := claim{family: f, bits: macClaim}
+	copy(c.value[:], mac[:])
+	return c
+}
+
+// claims holds who claims what. Of several claimants of one thing the order is
+// the caller's.
+type claims struct {
+	first map[claim]leaseID
+	// several has all claimants of what more than one claims.
+	several map[claim][]leaseID
+}
+
+// all lists the claimants. It does not allocate where there is one.
+func (c *claims) all(of claim, room *[1]leaseID) []leaseID {
+	if ids, ok := c.several[of]; ok {
+		return ids
+	}
+	id, ok := c.first[of]
+	if !ok {
+		return nil
+	}
+	room[0] = id
+	return room[:]
+}
+
+// add makes a lease one of the claimants, in the order that compare gives them.
+func (c *claims) add(of claim, id leaseID, compare func(a, b leaseID) int) {
+	if c.first == nil {
+		c.first, c.several = map[claim]leaseID{}, map[claim][]leaseID{}
+	}
+	first, ok := c.first[of]
+	if !ok {
+		c.first[of] = id
+		return
+	}
+	by := c.several[of]
+	if by == nil {
+		by = []leaseID{first}
+	}
+	by = append(by, id)
+	slices.SortFunc(by, compare)
+	c.first[of], c.several[of] = by[0], by
+}
+
+// remove takes a claimant away.
+func (c *claims) remove(of claim, id leaseID) {
+	by := slices.DeleteFunc(c.several[of], func(o leaseID) bool { return o == id })
+	switch len(by) {
+	case 0:
+		delete(c.first, of)
+	case 1:
+		delete(c.several, of)
+		c.first[of] = by[0]
+	default:
+		c.first[of], c.several[of] = by[0], by
+	}
+}
