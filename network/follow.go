@@ -46,6 +46,7 @@ type follower struct {
 	own    []backend.Entry // What the node owes for itself, until it is told.
 	begun  bool
 	held   subnet.Holds
+	unread []subnet.Subnets
 }
 
 func newFollower(p prepared, planner plan.Planner, loop *converge.Loop, owed []backend.Entry, grace time.Duration, log *zap.Logger) *follower {
@@ -163,6 +164,11 @@ func (f *follower) apply(c subnet.Change) bool {
 		came = append(came, publicAddresses(f.subnet, d.After)...)
 		f.log.Debug("peer changed", zap.Stringer("before", d.Before.Subnets), zap.Stringer("after", d.After.Subnets), zap.String("holder", d.After.Holder()))
 	}
+	unread := f.mirror.Unread()
+	another := !slices.Equal(unread, f.unread)
+	if another { // What is no longer kept goes only when it is known what is owed in its place.
+		f.keep(slices.Concat(f.unread, unread))
+	}
 	switch {
 	case !f.begun:
 		f.tellAll()
@@ -175,7 +181,25 @@ func (f *follower) apply(c subnet.Change) bool {
 		f.firewall.SetCareful(false)
 		f.loop.SetCareful(false)
 	}
+	if another {
+		f.keep(unread)
+		f.unread = unread
+	}
 	return f.reportHolds() || len(deltas) > 0
+}
+
+// keep makes the loop leave alone what the kernel has for subnets of which
+// nothing could be read.
+func (f *follower) keep(unread []subnet.Subnets) {
+	var keep []netip.Prefix
+	for _, s := range unread {
+		for _, p := range s {
+			if p.IsValid() {
+				keep = append(keep, p)
+			}
+		}
+	}
+	f.loop.Keep(keep...)
 }
 
 // reportHolds says once that peers are held, and once that none is any more.

@@ -5,6 +5,7 @@ package converge
 import (
 	"context"
 	"fmt"
+	"net/netip"
 	"sync"
 	"time"
 
@@ -45,6 +46,10 @@ type Loop struct {
 	careful bool
 	// recompare asks for a whole comparison, at first and after being careful.
 	recompare bool
+	// keep are the subnets that Keep named last, letGo those that it named
+	// before and that no pass has looked at since.
+	keep  map[netip.Prefix]struct{}
+	letGo []netip.Prefix
 	// dirty are the identities of entries of which the want has changed.
 	dirty map[backend.Entry]struct{}
 	// revision is that of the last Update, reached that of the last of which

@@ -163,13 +163,13 @@ func (p *pass) plan() []backend.Op {
 	for id := range p.look {
 		p.whole = p.whole || id.Kind() == backend.KindDevice
 	}
-	p.whole = p.whole || p.recompare
+	p.whole = p.letsGo() || p.whole || p.recompare
 	p.recompare = false
 	want := p.ledger.Want()
 	if p.whole {
-		return p.cautious(backend.Diff(p.have, want))
+		return p.keeping(p.cautious(backend.Diff(p.have, want)))
 	}
-	return p.cautious(backend.Diff(p.have.Pick(maps.Keys(p.look)), want.Pick(maps.Keys(p.look))))
+	return p.keeping(p.cautious(backend.Diff(p.have.Pick(maps.Keys(p.look)), want.Pick(maps.Keys(p.look)))))
 }
 
 // cautious leaves out, while the want may lack peers, what would take anything

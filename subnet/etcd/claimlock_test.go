@@ -21,7 +21,7 @@ func pairLease() subnet.Lease {
 // that hangs, ends within a second of being told to, whatever it has begun.
 func TestCancelledClaimEndsSoon(t *testing.T) {
 	t.Parallel()
-	srv := server(t, etcdserver.Options{})
+	srv := etcdserver.ForTest(t, etcdserver.Options{})
 	s := open(t, Options{Endpoints: []string{srv.URL()}})
 	other, unlock, err := s.lockClaim(t.Context())
 	if err != nil || unlock == nil {

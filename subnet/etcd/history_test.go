@@ -338,7 +338,7 @@ func TestNoTwoNodesEverHoldOverlappingSubnets(t *testing.T) {
 // them hold one.
 func liveThroughHistory(t *testing.T, seed uint64, configs [2]string) {
 	const nodes, length = 12, 10 * time.Second
-	srv := server(t, etcdserver.Options{})
+	srv := etcdserver.ForTest(t, etcdserver.Options{})
 	prefix := newPrefix()
 	history := historyOf(t, raw(t, srv.URL()), prefix)
 	var all []*historyClaimant

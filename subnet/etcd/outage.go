@@ -20,6 +20,7 @@ type outage struct {
 	failures int
 	reason   string
 	count    uint64
+	refused  bool
 }
 
 func newOutage(log *zap.Logger, task string) *outage { return &outage{log: log, task: task} }
@@ -45,6 +46,22 @@ func (o *outage) lost(why func() error) {
 	o.log.Warn("store lost, trying on", zap.String("task", o.task), zap.Error(err))
 }
 
+// refuse counts a failure of which the store itself says the reason: that is
+// logged once more, for who waits for etcd's return does not look for it.
+func (o *outage) refuse(why error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.failures++; o.failures == 1 {
+		o.since = time.Now()
+		o.count++
+	}
+	if !o.refused {
+		o.reason = why.Error()
+		o.refused = true
+		o.log.Warn("store refuses, trying on", zap.String("task", o.task), zap.Error(why))
+	}
+}
+
 func (o *outage) back() {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -53,7 +70,7 @@ func (o *outage) back() {
 	}
 	o.log.Info("store is back", zap.String("task", o.task),
 		zap.Duration("after", time.Since(o.since)), zap.Int("failures", o.failures))
-	o.failures = 0
+	o.failures, o.refused = 0, false
 }
 
 // Outage tells whether Watch gets through; see [subnet.Reporter].

@@ -11,7 +11,7 @@ import (
 // TestOutageIsReportedWhileItLasts: with its reason, and over with etcd's return.
 func TestOutageIsReportedWhileItLasts(t *testing.T) {
 	t.Parallel()
-	srv := server(t, etcdserver.Options{})
+	srv := etcdserver.ForTest(t, etcdserver.Options{})
 	s := open(t, Options{Endpoints: []string{srv.URL()}, RequestTimeout: quick})
 	if o, away := s.Outage(); away || o.Count != 0 {
 		t.Errorf("before a watch: %+v", o)
