@@ -51,6 +51,7 @@ func newFollower(p prepared, own subnet.Subnets, loop *converge.Loop, owed []bac
 	f.mirror.SetGrace(grace)
 	if p.saved != nil {
 		f.mirror.Restore(p.saved.Epoch, p.saved.Revision, p.saved.Peers)
+		p.saved.Peers = subnet.SavedPeers{} // They are the mirror's now, and many.
 		f.held = f.mirror.Holds()
 	}
 	return f
@@ -77,7 +78,7 @@ func (f *follower) tellAll() {
 }
 
 // save returns the peers of now.
-func (f *follower) save() (epoch string, revision int64, peers []subnet.Saved) {
+func (f *follower) save() (epoch string, revision int64, peers subnet.SavedPeers) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.mirror.Save()

@@ -32,7 +32,7 @@ type keeper struct {
 	// write puts a snapshot on disk.
 	write func(*snapshot) error
 	log   *zap.Logger
-	peers func() (epoch string, revision int64, peers []subnet.Saved)
+	peers func() (epoch string, revision int64, peers subnet.SavedPeers)
 	// dirty has something when there is something to write, urgent when at once.
 	dirty, urgent chan struct{}
 	failed        bool // The last write, as far as is known.
@@ -41,7 +41,7 @@ type keeper struct {
 	snapshot snapshot
 }
 
-func newKeeper(dir string, log *zap.Logger, s snapshot, peers func() (string, int64, []subnet.Saved)) *keeper {
+func newKeeper(dir string, log *zap.Logger, s snapshot, peers func() (string, int64, subnet.SavedPeers)) *keeper {
 	return &keeper{
 		write: func(s *snapshot) error { return s.write(dir) },
 		log:   log, snapshot: s, peers: peers, dirty: make(chan struct{}, 1), urgent: make(chan struct{}, 1),
