@@ -2,8 +2,8 @@
 # they work in network namespaces of their own.
 
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null)
-LDFLAGS := -s -w -X github.com/ripstop-net/ripstop/cmd/internal/settings.version=$(VERSION)
-COMMANDS := ripstopd ripstop ripstop-lab
+LDFLAGS := -s -w -X github.com/ripstop-net/ripstop/cmd/internal/settings.version=$(VERSION) -X main.buildVersion=$(VERSION)
+COMMANDS := ripstopd ripstop ripstop-cni ripstop-lab
 # The linters and benchstat are run by version and are no part of the module.
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 ERRCHECK := github.com/kisielk/errcheck@v1.30.0
@@ -16,7 +16,7 @@ RACE := $(if $(shell command -v $$(go env CC) 2>/dev/null),-race)
 # How long make fuzz spends on each target.
 FUZZTIME ?= 20s
 
-.PHONY: build demo test lint bench bench-parts faults walk fuzz clean
+.PHONY: build demo test test-packages lint bench bench-parts faults walk fuzz clean
 
 # Static binaries: they run in any image and on any distribution.
 build:
@@ -33,6 +33,12 @@ test:
 	$(if $(RACE),,@echo "no C compiler: without the race detector")
 	go test $(RACE) -shuffle=on -timeout 8m ./...
 
+# Tests against programs of a distribution: iptables with its legacy variant, nft,
+# conntrack and the standard CNI plugins (Debian's packages iptables, nftables,
+# conntrack and containernetworking-plugins).
+test-packages:
+	go test $(RACE) -tags packages -run 'Real|Texts|ConntrackShows' -count=1 -timeout 8m ./cmd/ripstop-cni ./network/firewall ./network/lab
+
 # The fault suite alone, with nothing beside it: a table of what was done, after
 # what time it had healed, and what pings between pods lost.
 FAULTS_LIMIT ?= 1s
@@ -42,7 +48,9 @@ faults:
 lint:
 	@unformatted=$$(gofmt -l cmd subnet backend network); [ -z "$$unformatted" ] || { echo "gofmt: $$unformatted"; exit 1; }
 	go vet ./...
+	go vet -tags packages ./cmd/ripstop-cni ./network/...
 	go run $(STATICCHECK) ./...
+	go run $(STATICCHECK) -tags packages ./cmd/ripstop-cni ./network/firewall ./network/lab
 	go run $(ERRCHECK) -ignoretests -exclude .errcheck ./...
 	go mod verify
 	go mod tidy -diff

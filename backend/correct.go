@@ -30,7 +30,7 @@ func (s *State) Correct(changes []Change) (news []Change, doubt bool) {
 			if flushed++; flushed > mostFlushed {
 				return news, true
 			}
-			for _, r := range s.dropRoutes(s.usersOf(via), func(r Route) bool { return r.Via == via }) {
+			for _, r := range s.dropRoutes(s.usersOf(via), func(r Route) bool { return r.through(via) }) {
 				news = append(news, Change{Entry: r, Gone: true, By: c.By})
 			}
 		}

@@ -77,3 +77,22 @@ func TestIdentityIsOneValueForWhatTheKernelHoldsOnce(t *testing.T) {
 		t.Error("several destinations of the zero MAC are one identity")
 	}
 }
+
+// TestPlainRouteOutlivesANexthopOfItsGateway: it does not lead through the object.
+func TestPlainRouteOutlivesANexthopOfItsGateway(t *testing.T) {
+	p := correctPeer(1)
+	via := p[2].(Nexthop)
+	s, left := NewState(p...), NewState(p[:2]...)
+	for n := range 20 {
+		plain := Route{Dst: testSubnet(0, 9+n), Plain: true, Via: via}
+		s.Put(plain)
+		left.Put(plain)
+	}
+	mirror := s.Clone()
+	if news, doubt := mirror.Correct([]Change{{Entry: via, Gone: true}}); doubt || len(news) != 2 || !mirror.Equal(left) {
+		t.Errorf("news %v, doubt %t, left is\n%s", news, doubt, mirror)
+	}
+	if s.Apply(Op{Delete, via}); !s.Equal(left) {
+		t.Errorf("left is\n%s", s)
+	}
+}

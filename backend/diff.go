@@ -43,7 +43,6 @@ func samePhase(a, b Op) bool {
 // anew with all that hangs on it.
 func Diff(have, want *State) []Op {
 	d := differ{have: have, want: want}
-	d.makeWay()
 	d.remakeDevices()
 	for k := range kinds {
 		d.bring(k)
@@ -67,17 +66,6 @@ func (d *differ) emit(ops ...Op) {
 		return cmp.Or(cmp.Compare(a.Verb, b.Verb), compareEntries(a.Entry, b.Entry))
 	})
 	d.ops = append(d.ops, ops...)
-}
-
-// makeWay emits what must go first: the routes of IPv6 that are to lead through
-// another device. The kernel takes no nexthop on a link while a route to its
-// gateway leads out another (ip6_route_check_nh_onlink).
-func (d *differ) makeWay() {
-	d.remove(KindRoute, func(e Entry) bool {
-		have := e.(Route)
-		want, ok := d.want.routeAt(have)
-		return ok && have.Dst.Addr().Is6() && have.Via.Dev != want.Via.Dev
-	})
 }
 
 // remakeDevices makes way for what cannot be done in place: a device that does

@@ -45,18 +45,34 @@ func testPeer(r *rand.Rand, dev, n int) []Entry {
 	}
 }
 
+// testDirect is what a peer on the underlay's link owes.
+func testDirect(r *rand.Rand, dev, n int) Route {
+	via := Nexthop{Dev: "eth0", Gateway: testAddr(dev, 99, 10+r.IntN(6))}
+	return Route{Dst: testSubnet(dev, n), Plain: true, MTU: uint16(1300 * r.IntN(2)), Via: via}
+}
+
 // wanted draws a state as planners make them: every route has all it needs.
 func wanted(r *rand.Rand) *State {
 	s := &State{}
 	for dev := range testDevs {
-		if r.IntN(8) == 0 {
+		if r.IntN(8) == 0 { // No tunnel, as with the backend host-gw.
+			for n := range 3 {
+				s.Put(testDirect(r, dev, n))
+			}
 			continue
 		}
 		s.Put(testDevice(r, dev))
 		s.Put(Address{testDevs[dev], netip.PrefixFrom(testSubnet(dev, 100+r.IntN(2)).Addr(), testSubnet(dev, 0).Addr().BitLen())})
 		for n := range 6 {
-			if r.IntN(3) > 0 {
+			switch r.IntN(4) {
+			case 0:
+				s.Put(testDirect(r, dev, n))
+			case 1, 2:
 				for _, e := range testPeer(r, dev, n) {
+					if route, ok := e.(Route); ok {
+						route.MTU = uint16(1300 * r.IntN(2))
+						e = route
+					}
 					s.Put(e)
 				}
 			}
@@ -98,6 +114,10 @@ func found(r *rand.Rand) *State {
 			s.Put(Route{Dst: testSubnet(dev, r.IntN(8)), Via: stray})
 			s.Put(Route{Dst: testSubnet(dev, r.IntN(8)), Metric: 9, Via: stray})
 			s.Put(Route{Dst: testSubnet(dev, r.IntN(8)), Table: 7})
+			s.Put(Route{Dst: testSubnet(dev, r.IntN(8)), Plain: true, Via: Nexthop{Dev: name, Gateway: testSubnet(dev, r.IntN(8)).Addr()}})
+			odd := testDirect(r, dev, r.IntN(8))
+			odd.Odd, odd.Metric = true, uint32(9*r.IntN(2))
+			s.Put(odd)
 			s.Put(FDB{Dev: name, Remote: testAddr(dev, 99, 77)})
 			s.Put(FDB{Dev: name, MAC: MAC{2, 0, 0, 1, byte(dev), 0}, Remote: testAddr(dev, 99, 10), Odd: "port 4789"})
 		}
@@ -301,13 +321,21 @@ func TestDiffOrder(t *testing.T) {
 		second = testPeer(r, 0, 1)
 	}
 	none, one, moved := NewState(dev), NewState(append(first, dev)...), NewState(append(second, dev)...)
+	route := testDirect(r, 0, 1)
+	narrow := route
+	narrow.MTU = 1200
+	direct, narrowed := NewState(dev, route), NewState(dev, narrow)
 	for name, tc := range map[string]struct {
 		have, want *State
 		ops        string
 	}{
-		"comes": {none, one, "[" + fmt.Sprintf("add %s add %s add %s add %s", first[0], first[1], first[2], first[3]) + "]"},
-		"moves": {one, moved, "[" + fmt.Sprintf("add %s replace %s delete %s", second[0], second[1], first[0]) + "]"},
-		"goes":  {one, none, "[" + fmt.Sprintf("delete %s delete %s delete %s delete %s", first[3], first[2], first[1], first[0]) + "]"},
+		"comes":                  {none, one, "[" + fmt.Sprintf("add %s add %s add %s add %s", first[0], first[1], first[2], first[3]) + "]"},
+		"moves":                  {one, moved, "[" + fmt.Sprintf("add %s replace %s delete %s", second[0], second[1], first[0]) + "]"},
+		"goes":                   {one, none, "[" + fmt.Sprintf("delete %s delete %s delete %s delete %s", first[3], first[2], first[1], first[0]) + "]"},
+		"tunnel to direct route": {one, direct, "[" + fmt.Sprintf("replace %s delete %s delete %s delete %s", route, first[2], first[1], first[0]) + "]"},
+		"direct route to tunnel": {direct, one, "[" + fmt.Sprintf("add %s add %s add %s replace %s", first[0], first[1], first[2], first[3]) + "]"},
+		"without a device":       {one, NewState(route), "[" + fmt.Sprintf("replace %s delete %s delete %s", route, first[2], dev) + "]"},
+		"another MTU":            {direct, narrowed, "[" + fmt.Sprintf("replace %s", narrow) + "]"},
 	} {
 		if got := fmt.Sprint(Diff(tc.have, tc.want)); got != tc.ops {
 			t.Errorf("%s:\n got %s\nwant %s", name, got, tc.ops)

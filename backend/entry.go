@@ -101,31 +101,50 @@ type Nexthop struct {
 	Stray uint32
 }
 
-// Route leads to a prefix through a nexthop object.
+// Route leads to a prefix through a nexthop object on one of our devices, or
+// plainly over a link of the host.
 type Route struct {
 	Dst netip.Prefix
 	// Table, Metric and TOS are 0 for what we make: the main table, the
 	// family's own metric.
 	Table, Metric uint32
 	TOS           uint8
-	// Via is the zero Nexthop for an existing route that leads through no
-	// nexthop object of ours.
+	// Plain tells that the route names Via's device and gateway itself. The
+	// device is the host's own and no entry, and nothing of ours is needed for
+	// the route. Unlike one through a nexthop object it outlives the loss of the
+	// device's carrier.
+	Plain bool
+	// Odd tells that an existing route has what ours never have, such as
+	// another metric (RTA_METRICS) than the MTU.
+	Odd bool
+	// MTU is the largest packet in bytes that may take the route, at most
+	// [MaxRouteMTU], or 0 for whatever the device takes.
+	MTU uint16
+	// Via is the zero Nexthop for an existing route that leads neither through a
+	// nexthop object of ours nor plainly to a gateway.
 	Via Nexthop
 }
+
+// MaxRouteMTU is the largest MTU in bytes that a route can bear: the kernel makes
+// less of what is more (ip_metrics_convert).
+const MaxRouteMTU = 65535 - 15
 
 // several tells whether the kernel can keep several destinations for the MAC:
 // then the destination is a part of the entry's identity.
 func (f FDB) several() bool { return f.MAC == (MAC{}) || f.MAC[0]&1 == 1 }
 
-// plain tells whether what identifies the route is its prefix alone. The
+// usual tells whether what identifies the route is its prefix alone. The
 // kernel's identity has table, metric and TOS as well (fib_table_insert and
 // fib6_add_rt2node compare just these).
-func (r Route) plain() bool {
+func (r Route) usual() bool {
 	return r.Table == 0 && r.Metric == 0 && r.TOS == 0 && r.Dst.IsValid() && fits(r.Dst.Addr())
 }
 
 // station identifies the FDB entry that it needs.
 func (n Neighbour) station() Entry { return FDB{Dev: n.Dev, MAC: n.MAC} }
+
+// through tells whether the route leads through a nexthop object.
+func (r Route) through(n Nexthop) bool { return !r.Plain && r.Via == n }
 
 // plain is a stray's form, of which the neighbour is that it needs.
 func (n Nexthop) plain() Nexthop { return Nexthop{Dev: n.Dev, Gateway: n.Gateway} }
@@ -249,7 +268,18 @@ func (r Route) String() string {
 	if r.TOS != 0 {
 		s += fmt.Sprintf(" tos %d", r.TOS)
 	}
-	return s + " by " + r.Via.String()
+	if r.Plain {
+		s += fmt.Sprintf(" via %s dev %s", r.Via.Gateway, r.Via.Dev)
+	} else {
+		s += " by " + r.Via.String()
+	}
+	if r.MTU != 0 {
+		s += fmt.Sprintf(" mtu %d", r.MTU)
+	}
+	if r.Odd {
+		s += " odd"
+	}
+	return s
 }
 
 // compareEntries orders entries of one kind, by identity first.

@@ -79,6 +79,9 @@ func (x *executor) blocked(op Op) error {
 			return fmt.Errorf("%w: no FDB entry for %s", ErrBlocked, e.MAC)
 		}
 	case Route:
+		if e.Plain {
+			return nil // The host's own devices are not among the entries.
+		}
 		if !x.have.Forwards(e) || x.unmade[e.On()] {
 			return fmt.Errorf("%w: what %s needs is not there", ErrBlocked, e.Via)
 		}
@@ -151,7 +154,9 @@ func (x *executor) fail(op Op, err error) {
 	}
 	switch e := at.(type) {
 	case Route:
-		x.keep(e.Via, err)
+		if !e.Plain {
+			x.keep(e.Via, err)
+		}
 	case Nexthop:
 		x.keep(e, err)
 	case Neighbour:

@@ -73,6 +73,9 @@ type Interface struct {
 	// Addresses are its global addresses that are not about to go, IPv4 first,
 	// the oldest of a family first.
 	Addresses []netip.Addr
+	// OnLink are the prefixes whose addresses are reached over its link without
+	// a gateway, by the host's own routes.
+	OnLink []netip.Prefix
 	// DefaultV4 and DefaultV6 tell whether the family's default route of the
 	// lowest metric leaves by it.
 	DefaultV4, DefaultV6 bool

@@ -70,7 +70,7 @@ func (s *State) placeNeighbour(e Neighbour) link { return s.place(fits(e.IP), e.
 func (s *State) placeNexthop(e Nexthop) link { return s.place(e.Stray == 0 && fits(e.Gateway), e.Dev) }
 
 func (s *State) placeRoute(e Route) link {
-	if !e.plain() || e.Via.Gateway.Is4() != e.Dst.Addr().Is4() {
+	if !e.usual() || e.Plain || e.MTU != 0 || e.Via.Gateway.Is4() != e.Dst.Addr().Is4() {
 		return 0
 	}
 	return s.placeNexthop(e.Via)
@@ -142,7 +142,15 @@ func (s *State) putRoute(e Route) {
 	} else {
 		s.putRest(Identity(e), e)
 	}
-	s.use(e.Via, 1)
+	s.useBy(e, 1)
+}
+
+// useBy counts a route among those that lead through its nexthop; a plain one
+// does not.
+func (s *State) useBy(r Route, n int) {
+	if !r.Plain {
+		s.use(r.Via, n)
+	}
 }
 
 // use adds to the number of routes that lead through a nexthop.
@@ -225,11 +233,11 @@ func (s *State) dropRoute(e Route) {
 	if !ok {
 		return
 	}
-	if e.plain() {
+	if e.usual() {
 		s.family(e.Dst.Addr()).dropRoute(e.Dst)
 	}
 	s.dropRest(e)
-	s.use(old.Via, -1)
+	s.useBy(old, -1)
 }
 
 // At returns the entry with the identity of e.
@@ -286,7 +294,7 @@ func (s *State) hasNexthop(e Nexthop) bool {
 }
 
 func (s *State) routeAt(e Route) (Route, bool) {
-	if e.plain() {
+	if e.usual() {
 		if via, ok := s.family(e.Dst.Addr()).route(e.Dst); ok {
 			return Route{Dst: e.Dst, Via: Nexthop{Dev: s.names.name(via.dev), Gateway: via.ip}}, true
 		}
@@ -505,7 +513,7 @@ func (s *State) Apply(op Op) {
 		}
 	case Nexthop:
 		if op.Verb == Delete {
-			s.dropRoutes(s.usersOf(e), func(r Route) bool { return r.Via == e })
+			s.dropRoutes(s.usersOf(e), func(r Route) bool { return r.through(e) })
 		}
 	}
 	if op.Verb == Delete {
@@ -607,7 +615,11 @@ func (s *State) forwardsOn(dev string) bool {
 
 // Forwards tells whether a packet that takes the route finds all it needs: the
 // device, the nexthop, the gateway's neighbour entry and the FDB entry of its MAC.
+// A plain route needs nothing of ours.
 func (s *State) Forwards(r Route) bool {
+	if r.Plain {
+		return true
+	}
 	if _, ok := s.devices[r.Via.Dev]; !ok || !s.hasNexthop(r.Via) {
 		return false
 	}

@@ -1,6 +1,7 @@
 package network
 
 import (
+	"net/netip"
 	"slices"
 	"sync"
 	"time"
@@ -8,7 +9,8 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/ripstop-net/ripstop/backend"
-	"github.com/ripstop-net/ripstop/backend/vxlan"
+	"github.com/ripstop-net/ripstop/backend/plan"
+	"github.com/ripstop-net/ripstop/backend/planners"
 	"github.com/ripstop-net/ripstop/network/converge"
 	"github.com/ripstop-net/ripstop/subnet"
 )
@@ -16,21 +18,24 @@ import (
 // follower turns what happens in the store into what the loop is to want. It
 // lives on the goroutine of the store's Watch.
 type follower struct {
-	config subnet.Config
-	self   vxlan.Self
-	subnet subnet.Subnets // The node's own.
-	loop   *converge.Loop
-	log    *zap.Logger
+	config  subnet.Config
+	planner plan.Planner
+	node    string
+	subnet  subnet.Subnets // The node's own.
+	loop    *converge.Loop
+	log     *zap.Logger
+	// firewall lets a peer's packets in before there is a route to it.
+	firewall Firewall
 
 	// kick has something when a claim may succeed that did not before.
 	kick chan struct{}
 	// rewritten has the last record of the node's own that was written, by
 	// whomever.
 	rewritten chan subnet.Lease
-	// changed is called after the peers changed, otherStore after a listing of
-	// another epoch than that before.
-	changed, otherStore func()
-	epoch               string
+	// changed is called after the peers changed, settled after a listing of
+	// another epoch than that before, and when no peer is held any more.
+	changed, settled func()
+	epoch            string
 
 	problems *problems
 	// text is the config as it was last seen in the store.
@@ -43,11 +48,12 @@ type follower struct {
 	held   subnet.Holds
 }
 
-func newFollower(p prepared, own subnet.Subnets, loop *converge.Loop, owed []backend.Entry, grace time.Duration, log *zap.Logger) *follower {
+func newFollower(p prepared, planner plan.Planner, loop *converge.Loop, owed []backend.Entry, grace time.Duration, log *zap.Logger) *follower {
 	f := &follower{
-		config: p.config, self: p.self, subnet: own, loop: loop, log: log, own: owed, problems: newProblems(log), text: string(p.seen),
-		mirror: subnet.NewMirror(p.config, p.request.Self, p.self.Check), kick: make(chan struct{}, 1), rewritten: make(chan subnet.Lease, 1), changed: func() {}, otherStore: func() {},
+		config: p.config, planner: planner, node: p.self.Node, subnet: p.self.Subnets, loop: loop, log: log, own: owed, problems: newProblems(log), text: string(p.seen),
+		firewall: noFirewall{}, kick: make(chan struct{}, 1), rewritten: make(chan subnet.Lease, 1), changed: func() {}, settled: func() {},
 	}
+	f.mirror = subnet.NewMirror(p.config, p.request.Self, func(l subnet.Lease) error { return f.planner.Check(l) })
 	f.mirror.SetGrace(grace)
 	if p.saved != nil {
 		f.mirror.Restore(p.saved.Epoch, p.saved.Revision, p.saved.Peers)
@@ -62,6 +68,7 @@ func newFollower(p prepared, own subnet.Subnets, loop *converge.Loop, owed []bac
 func (f *follower) begin() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	f.firewall.SetCareful(true)
 	f.loop.SetCareful(true) // The kernel may know of peers that came after it was saved.
 	f.tellAll()
 }
@@ -70,9 +77,12 @@ func (f *follower) tellAll() {
 	peers := f.mirror.Peers()
 	const each = 4 // As a rule: what one peer owes in one family.
 	owe := append(make([]backend.Entry, 0, len(f.own)+each*len(peers)), f.own...)
+	public := make([]netip.Addr, 0, len(peers))
 	for _, l := range peers {
-		owe = append(owe, f.self.Peer(l)...)
+		owe = append(owe, f.planner.Peer(l)...)
+		public = append(public, publicAddresses(f.subnet, l)...)
 	}
+	f.firewall.Update(nil, public)
 	f.loop.Update(f.mirror.Revision(), nil, owe)
 	f.own, f.begun = nil, true
 }
@@ -90,12 +100,15 @@ func (f *follower) follow(c subnet.Change) {
 	if c.ConfigSet {
 		f.configChanged(c.Config)
 	}
+	held := f.held.Now
 	if f.apply(c) || c.Whole {
 		f.changed()
 	}
-	if c.Whole && c.Epoch != f.epoch {
+	if c.Whole && c.Epoch != f.epoch || f.held.Now == 0 && held > 0 {
+		f.settled()
+	}
+	if c.Whole {
 		f.epoch = c.Epoch
-		f.otherStore()
 	}
 	if c.Whole || c.Empty() || slices.ContainsFunc(c.Gone, f.touchesOwn) {
 		select {
@@ -104,7 +117,7 @@ func (f *follower) follow(c subnet.Change) {
 		}
 	}
 	for _, l := range c.Leases {
-		if l.Node == f.self.Node && l.Subnets == f.subnet {
+		if l.Node == f.node && l.Subnets == f.subnet {
 			f.tellRewritten(l)
 		}
 	}
@@ -142,19 +155,25 @@ func (f *follower) apply(c subnet.Change) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	var release, owe []backend.Entry
+	var came, went []netip.Addr
 	deltas := f.mirror.Apply(time.Now(), c)
 	for _, d := range deltas {
-		release = append(release, f.self.Peer(d.Before)...)
-		owe = append(owe, f.self.Peer(d.After)...)
+		release = append(release, f.planner.Peer(d.Before)...)
+		owe = append(owe, f.planner.Peer(d.After)...)
+		went = append(went, publicAddresses(f.subnet, d.Before)...)
+		came = append(came, publicAddresses(f.subnet, d.After)...)
 		f.log.Debug("peer changed", zap.Stringer("before", d.Before.Subnets), zap.Stringer("after", d.After.Subnets), zap.String("holder", d.After.Holder()))
 	}
 	switch {
 	case !f.begun:
 		f.tellAll()
 	default: // Also for the sake of the revision alone.
+		f.firewall.Update(nil, came)
 		f.loop.Update(f.mirror.Revision(), release, owe)
+		f.firewall.Update(went, nil)
 	}
 	if c.Whole {
+		f.firewall.SetCareful(false)
 		f.loop.SetCareful(false)
 	}
 	return f.reportHolds() || len(deltas) > 0
@@ -193,16 +212,16 @@ func (f *follower) configChanged(text []byte) {
 	}
 	cfg, err := subnet.ParseConfig(text)
 	if err == nil {
-		_, err = vxlan.ParseOptions(cfg.Backend)
+		_, err = planners.Parse(cfg.Backend)
 	}
 	switch {
 	case err != nil:
 		f.log.Error("network config in the store was changed and cannot be used: this node goes on with the one it has; mend it with 'ripstop config set'", zap.Error(err))
 	case cfg == f.config:
 		f.log.Info("network config in the store is the one in use")
-	case cfg.CheckOwn(f.self.Subnets) != nil:
+	case cfg.CheckOwn(f.subnet) != nil:
 		f.log.Error("network config in the store was changed so that it has no room for this node's lease: this node will refuse to start with it; set it back",
-			zap.Stringer("subnets", f.self.Subnets), zap.Error(cfg.CheckOwn(f.self.Subnets)))
+			zap.Stringer("subnets", f.subnet), zap.Error(cfg.CheckOwn(f.subnet)))
 	default:
 		f.log.Warn("network config in the store was changed: it takes effect when this daemon is restarted")
 	}

@@ -46,27 +46,35 @@ func TestImportsRunOneWay(t *testing.T) {
 	ours := map[string][]string{
 		"subnet/etcd":               {"subnet"},
 		"subnet/subnettest":         {"subnet"},
-		"backend/vxlan":             {"subnet", "backend"},
+		"backend/plan":              {"subnet", "backend"},
+		"backend/vxlan":             {"subnet", "backend", "backend/plan"},
+		"backend/hostgw":            {"subnet", "backend", "backend/plan"},
+		"backend/planners":          {"subnet", "backend", "backend/plan", "backend/vxlan", "backend/hostgw"},
 		"backend/kernel":            {"backend"},
 		"backend/kernel/kerneltest": {},
 		"backend/backendtest":       {"backend"},
-		"network":                   {"subnet", "backend", "backend/vxlan", "network/converge", "network/envfile", "network/underlay"},
+		"network":                   {"subnet", "backend", "backend/plan", "backend/planners", "network/converge", "network/envfile", "network/underlay"},
 		"network/converge":          {"backend"},
 		"network/underlay":          {"subnet", "backend"},
 		"network/envfile":           {"subnet"},
+		"network/firewall":          {"subnet"},
 		"network/lab":               {"subnet", "subnet/etcd", "subnet/subnettest/etcdserver", "network/envfile", "backend/vxlan"},
-		"network/bench":             {"subnet", "backend", "backend/kernel", "backend/vxlan", "network/lab"},
+		"network/bench":             {"subnet", "backend", "backend/plan", "backend/kernel", "backend/vxlan", "network/lab"},
 		"cmd/internal/settings":     {"subnet", "subnet/etcd"},
-		"cmd/ripstop":               {"cmd/internal/settings", "subnet", "subnet/etcd", "backend/vxlan"},
+		"cmd/ripstop":               {"cmd/internal/settings", "subnet", "subnet/etcd", "backend/planners"},
+		"cmd/ripstop-cni":           {"subnet", "network/envfile"},
 		"cmd/ripstop-lab":           {"cmd/internal/settings", "network/lab", "network/bench", "subnet", "subnet/subnettest/etcdserver"},
-		"cmd/ripstopd":              {"cmd/internal/settings", "subnet", "subnet/etcd", "backend/kernel", "backend/vxlan", "network", "network/underlay"},
+		"cmd/ripstopd":              {"cmd/internal/settings", "subnet", "subnet/etcd", "backend/kernel", "backend/vxlan", "network", "network/firewall", "network/underlay"},
 	}
 	// Who alone may import a library.
 	theirs := map[string][]string{
-		"go.etcd.io/etcd/client/v3":      {"subnet/etcd", "network/bench"},
-		"go.etcd.io/etcd/server/":        {"subnet/subnettest/etcdserver"},
-		"github.com/vishvananda/netlink": {"network/lab"},
-		"gonum.org/v1/":                  {"network/bench"},
+		"go.etcd.io/etcd/client/v3":       {"subnet/etcd", "network/bench"},
+		"go.etcd.io/etcd/server/":         {"subnet/subnettest/etcdserver"},
+		"github.com/vishvananda/netlink":  {"network/lab", "cmd/ripstop-cni"},
+		"gonum.org/v1/":                   {"network/bench"},
+		"github.com/google/nftables":      {"network/firewall"},
+		"github.com/mdlayher/netlink":     {"network/firewall"},
+		"github.com/containernetworking/": {"cmd/ripstop-cni"},
 	}
 	for name, p := range packages {
 		for _, i := range p.Imports {
@@ -80,7 +88,7 @@ func TestImportsRunOneWay(t *testing.T) {
 			}
 		}
 	}
-	for _, command := range []string{"cmd/ripstopd", "cmd/ripstop"} {
+	for _, command := range []string{"cmd/ripstopd", "cmd/ripstop", "cmd/ripstop-cni"} {
 		for _, d := range packages[command].Deps {
 			if strings.HasPrefix(d, "go.etcd.io/etcd/server/") || strings.HasPrefix(d, "gonum.org/") {
 				t.Errorf("%s links %s", command, d)

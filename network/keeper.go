@@ -58,9 +58,10 @@ func signal(c chan struct{}) {
 // changed notes that the peers changed.
 func (k *keeper) changed() { signal(k.dirty) }
 
-// otherStore notes that the store is another than the snapshot's: peers that it
-// lacks would be held after a restart, also those that left it since.
-func (k *keeper) otherStore() { signal(k.urgent) }
+// settled notes that the store is another than the snapshot's, or that no peer is
+// held any more. By the old snapshot, peers would be held after a restart that have
+// left since.
+func (k *keeper) settled() { signal(k.urgent) }
 
 // claimed notes the lease.
 func (k *keeper) claimed(l subnet.Lease) {

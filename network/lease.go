@@ -110,7 +110,9 @@ func (n *Node) holdRecord(ctx context.Context, lease subnet.Lease, alive func(un
 				continue // It was so before it was claimed, or says the same.
 			}
 			cancel()
-			<-done
+			if err := <-done; err != nil { // It had ended by itself.
+				return err
+			}
 			return fmt.Errorf("%w: its record was overwritten by %s", subnet.ErrLeaseLost, now.Holder())
 		}
 	}

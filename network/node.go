@@ -14,7 +14,8 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/ripstop-net/ripstop/backend"
-	"github.com/ripstop-net/ripstop/backend/vxlan"
+	"github.com/ripstop-net/ripstop/backend/plan"
+	"github.com/ripstop-net/ripstop/backend/planners"
 	"github.com/ripstop-net/ripstop/network/converge"
 	"github.com/ripstop-net/ripstop/network/envfile"
 	"github.com/ripstop-net/ripstop/network/underlay"
@@ -65,6 +66,7 @@ type Node struct {
 	presence subnet.Presence
 	kernel   backend.Kernel
 	host     Host
+	firewall Firewall
 	log      *zap.Logger
 	ready    chan struct{}
 
@@ -88,7 +90,7 @@ const (
 // New joins a node's parts. Nothing happens before Run.
 func New(opts Options, store subnet.Store, presence subnet.Presence, kernel backend.Kernel, host Host, log *zap.Logger) *Node {
 	return &Node{
-		opts: opts, store: store, presence: presence, kernel: kernel, host: host, log: log, ready: make(chan struct{}),
+		opts: opts, store: store, presence: presence, kernel: kernel, host: host, firewall: noFirewall{}, log: log, ready: make(chan struct{}),
 		firstListing: firstListing, firstOfBoot: firstOfBoot, settle: settleTime,
 	}
 }
@@ -197,7 +199,8 @@ type prepared struct {
 	text    []byte // The config in use, as written.
 	seen    []byte // The config in the store, which may be broken.
 	config  subnet.Config
-	self    vxlan.Self
+	options plan.Options
+	self    plan.Self
 	request subnet.Request
 	living  subnet.Living
 	// presence is the id under which the node is known as living.
@@ -237,20 +240,21 @@ func (n *Node) prepare(ctx context.Context, saved *snapshot, patience time.Durat
 	if err != nil {
 		return prepared{}, err
 	}
-	self := vxlan.Self{Node: n.opts.Name, Options: opts}
+	self := plan.Self{Node: n.opts.Name}
 	var public subnet.PerFamily[netip.Addr]
 	for _, f := range cfg.Families() {
 		c := choice[f]
-		self.Underlay[f] = vxlan.Underlay{Addr: c.Local, MTU: c.MTU}
+		self.Underlay[f] = plan.Underlay{Interface: c.Interface, Addr: c.Local, MTU: c.MTU, OnLink: c.OnLink}
 		public[f] = c.Public
-		if _, err := opts.MTUFor(f, c.MTU); err != nil {
-			return prepared{}, fmt.Errorf("interface %s: %w", c.Interface, err)
-		}
 		if err := cfg.CheckPublic(f, c.Public); err != nil {
 			return prepared{}, fmt.Errorf("interface %s: %w: no peer could send to it; choose another with --iface or --public-ip, or another network", c.Interface, err)
 		}
 		n.log.Info("underlay chosen", zap.Stringer("family", f), zap.String("interface", c.Interface), zap.Stringer("local", c.Local),
 			zap.Stringer("public", c.Public), zap.Int("mtu", c.MTU), zap.String("reason", c.Reason))
+	}
+	mtu, err := opts.Planner(self).MTU()
+	if err != nil {
+		return prepared{}, err
 	}
 	previous, err := envfile.Read(n.opts.SubnetFile)
 	if err != nil {
@@ -258,15 +262,16 @@ func (n *Node) prepare(ctx context.Context, saved *snapshot, patience time.Durat
 	}
 	req := subnet.Request{
 		Self:      subnet.Identity{Node: n.opts.Name, PublicIP: public},
-		Backend:   vxlan.Type,
-		Endpoints: vxlan.Endpoints(n.opts.Name, opts, public),
+		Backend:   cfg.Backend.Type,
+		Endpoints: opts.Endpoints(n.opts.Name, public),
+		MTU:       mtu,
 		Previous:  previous.Subnets,
 	}
 	if saved != nil {
 		req.Preferred = saved.Lease.Subnets // After a reboot there is no subnet file.
 	}
 	return prepared{
-		text: c.text, seen: c.seen, config: cfg, self: self, saved: saved, unclaimed: alone, listing: c.listing, listedAt: c.listedAt,
+		text: c.text, seen: c.seen, config: cfg, options: opts, self: self, saved: saved, unclaimed: alone, listing: c.listing, listedAt: c.listedAt,
 		living: subnet.Living{Node: n.opts.Name, Addresses: public}, request: req,
 	}, nil
 }
@@ -275,7 +280,7 @@ func (n *Node) prepare(ctx context.Context, saved *snapshot, patience time.Durat
 type chosenConfig struct {
 	text, seen []byte
 	config     subnet.Config
-	options    vxlan.Options
+	options    plan.Options
 	// listing is what was read with it from the store at listedAt, if it was.
 	listing  *subnet.Listing
 	listedAt time.Time
@@ -284,7 +289,7 @@ type chosenConfig struct {
 func parseConfig(text []byte) (c chosenConfig, err error) {
 	c.text, c.seen = text, text
 	if c.config, err = subnet.ParseConfig(text); err == nil {
-		c.options, err = vxlan.ParseOptions(c.config.Backend)
+		c.options, err = planners.Parse(c.config.Backend)
 	}
 	return c, err
 }
@@ -363,11 +368,12 @@ const calmAfter = 5 * time.Second
 // serve holds the lease and keeps the kernel as the store wants it.
 func (n *Node) serve(ctx context.Context, p prepared, lease subnet.Lease) error {
 	p.self.Subnets = lease.Subnets
-	own, err := p.self.Own()
+	planner := p.options.Planner(p.self)
+	own, err := planner.Own()
 	if err != nil {
 		return err
 	}
-	mtu, err := p.self.MTU()
+	mtu, err := planner.MTU()
 	if err != nil {
 		return err
 	}
@@ -377,9 +383,11 @@ func (n *Node) serve(ctx context.Context, p prepared, lease subnet.Lease) error 
 	}
 	loop := converge.New(n.kernel, n.log)
 	loop.AuditEvery(cmp.Or(n.opts.AuditEvery, DefaultAuditEvery))
-	follower := newFollower(p, lease.Subnets, loop, own, n.opts.PeerGrace, n.log)
+	n.beginFirewall(p, own)
+	follower := newFollower(p, planner, loop, own, n.opts.PeerGrace, n.log)
+	follower.firewall = n.firewall
 	keeper := newKeeper(n.opts.StateDir, n.log, snapshot{Node: n.opts.Name, Config: p.text, Lease: lease}, follower.save)
-	follower.changed, follower.otherStore = keeper.changed, keeper.otherStore
+	follower.changed, follower.settled = keeper.changed, keeper.settled
 	if p.saved != nil && p.saved.Lease.ID == lease.ID {
 		keeper.snapshot.Expires = p.saved.Expires
 	}
@@ -388,6 +396,7 @@ func (n *Node) serve(ctx context.Context, p prepared, lease subnet.Lease) error 
 	}
 
 	group, ctx := errgroup.WithContext(ctx)
+	filtered := n.runFirewall(ctx, group)
 	group.Go(func() error { return loop.Run(ctx) })
 	group.Go(func() error { return n.store.Watch(ctx, follower.follow) })
 	group.Go(func() error { return n.hold(ctx, p, lease, keeper, follower) })
@@ -403,6 +412,11 @@ func (n *Node) serve(ctx context.Context, p prepared, lease subnet.Lease) error 
 		case <-ctx.Done():
 			return nil
 		case <-loop.Converged():
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-filtered:
 		}
 		if err := env.Write(n.opts.SubnetFile); err != nil {
 			return err

@@ -54,8 +54,10 @@ type rig struct {
 	tune   func(*Node) // Changes what start makes short.
 	logs   *observer.ObservedLogs
 	node   *Node
-	cancel context.CancelFunc
-	done   chan error
+	// firewall is the node's, if it is to have one.
+	firewall Firewall
+	cancel   context.CancelFunc
+	done     chan error
 }
 
 // counting is a store that counts its listings, those of Watch apart.
@@ -93,6 +95,9 @@ func (r *rig) start() {
 	core, logs := observer.New(zapcore.InfoLevel)
 	r.logs = logs
 	r.node = New(r.opts, counting{r.at(), &r.lists}, r.at(), r.kernel, r.host, zap.New(core))
+	if r.firewall != nil {
+		r.node.UseFirewall(r.firewall)
+	}
 	r.node.firstListing, r.node.firstOfBoot, r.node.settle = 300*time.Millisecond, 100*time.Millisecond, 500*time.Millisecond
 	r.tune(r.node)
 	ctx, cancel := context.WithCancel(context.Background())
@@ -336,7 +341,7 @@ func TestGivesUpAtOnceOnWhatDoesNotPass(t *testing.T) {
 	}{
 		"no right":                       {func(r *rig) { r.host.preflight = backend.ErrNotPermitted }, "check the host: not permitted"},
 		"malformed config":               {func(r *rig) { r.store.SetConfig([]byte(`{"Network":"x"}`)) }, `malformed network config: Network: "x"`},
-		"unknown backend":                {func(r *rig) { r.store.SetConfig([]byte(`{"Network":"10.5.0.0/16","Backend":{"Type":"udp"}}`)) }, `no backend of Type "udp"`},
+		"unknown backend":                {func(r *rig) { r.store.SetConfig([]byte(`{"Network":"10.5.0.0/16","Backend":{"Type":"udp"}}`)) }, `no backend of Type "udp": there are vxlan, host-gw, alloc`},
 		"public address among the pods'": {func(r *rig) { r.opts.Underlay.PublicIP[subnet.V4] = netip.MustParseAddr("10.5.9.9") }, "10.5.9.9 is inside the network"},
 		"refused":                        {func(r *rig) { r.store.Refuse(true) }, "refuses"},
 		"tiny MTU":                       {func(r *rig) { r.host.host[0].MTU = 600 }, "interface eth0: MTU 550 is below"},

@@ -42,10 +42,11 @@ type arrival struct {
 // arrive makes a node that starts known as living. What is known under its name
 // or address may be dead, so it is waited for, until it is seen to live.
 //
-// Where it can only be this machine's own earlier life or a clone to the last
-// address, and the store has the lease that the node had, it returns that
-// and errEarlierLife, if that is allowed: entries that are the same on both do no
-// more harm than the one address does.
+// What has the node's name and addresses is this machine's own earlier life, or a
+// clone with its very address. Where the store has the lease as this machine saved
+// it, and early is set, arrive then returns that lease and errEarlierLife: the node
+// can come up with it meanwhile. Entries that say the same on two machines do no
+// harm beyond what their one address does.
 func (n *Node) arrive(ctx context.Context, p *prepared, kick <-chan struct{}, early bool) (subnet.Lease, error) {
 	a := &arrival{n: n, p: p, early: early}
 	err := n.untilWithin(ctx, twinWait, waitForName, kick, func() error { return a.try(ctx) })

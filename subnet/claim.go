@@ -18,6 +18,8 @@ type Request struct {
 	// are of the families that the config has.
 	Backend   string
 	Endpoints PerFamily[Endpoint]
+	// MTU is what the node's pods take, in bytes.
+	MTU int
 	// Previous is the lease's subnets as the node knew them last, if it does.
 	// Pods may run on them, so where they fit the config no others are taken.
 	Previous Subnets
@@ -186,7 +188,7 @@ func (l Listing) holderOf(f Family, p netip.Prefix) string {
 }
 
 func (r Request) lease(s Subnets) Lease {
-	return Lease{Subnets: s, Node: r.Self.Node, Backend: r.Backend, Endpoints: r.Endpoints}
+	return Lease{Subnets: s, Node: r.Self.Node, Backend: r.Backend, Endpoints: r.Endpoints, MTU: r.MTU}
 }
 
 // CheckOwn tells why a node cannot go on with its subnets under the config. It is

@@ -28,6 +28,13 @@ func FamilyOf(a netip.Addr) Family {
 	return V6
 }
 
+// MinMTU is what a link must carry at least, in bytes: RFC 791 for IPv4, RFC 8200
+// section 5 for IPv6.
+var MinMTU = PerFamily[int]{576, 1280}
+
+// MaxMTU is the length in bytes that an IP packet can have at most.
+const MaxMTU = 65535
+
 // Bits is the length of an address of the family: 32 or 128.
 func (f Family) Bits() int {
 	if f == V4 {

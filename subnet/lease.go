@@ -52,6 +52,9 @@ type Lease struct {
 	Backend string
 	// Endpoints says per family where the node's tunnel ends.
 	Endpoints PerFamily[Endpoint]
+	// MTU is the largest packet in bytes that the node's pods take, 0 where it is
+	// not known, as with flannel.
+	MTU int
 
 	// ID is the store's own lease under which the record lives. It is 0 for a
 	// reservation, which never expires.

@@ -32,6 +32,7 @@ type packedLease struct {
 	mac     PerFamily[MAC]
 	vni     PerFamily[uint32]
 	public  PerFamily[bool] // Which of four and six are set.
+	mtu     uint16
 	own     bool
 	sound   bool // It can be a peer by itself.
 	peer    bool
@@ -78,7 +79,8 @@ func (k leaseKey) compare(o leaseKey) int {
 
 func (p *packedLease) set(l Lease) {
 	*p = packedLease{
-		key: l.Subnets.pack(), node: l.Node, backend: unique.Make(l.Backend), id: l.ID, created: l.Created, modified: l.Modified,
+		key: l.Subnets.pack(), node: l.Node, backend: unique.Make(l.Backend), mtu: uint16(min(l.MTU, MaxMTU)),
+		id: l.ID, created: l.Created, modified: l.Modified,
 	}
 	for _, f := range Families {
 		e := l.Endpoints[f]
@@ -94,7 +96,7 @@ func (p *packedLease) set(l Lease) {
 
 func (p *packedLease) lease() Lease {
 	l := Lease{
-		Subnets: p.key.subnets(), Node: p.node, Backend: p.backend.Value(), ID: p.id, Created: p.created, Modified: p.modified,
+		Subnets: p.key.subnets(), Node: p.node, Backend: p.backend.Value(), MTU: int(p.mtu), ID: p.id, Created: p.created, Modified: p.modified,
 	}
 	for _, f := range Families {
 		l.Endpoints[f] = Endpoint{MAC: p.mac[f], VNI: p.vni[f]}

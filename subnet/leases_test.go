@@ -17,7 +17,7 @@ func TestLeasesArePackedWithoutLoss(t *testing.T) {
 		{Subnets: Subnets{netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("::/0")}},
 		{Subnets: Subnets{netip.MustParsePrefix("10.5.1.9/32"), netip.MustParsePrefix("::1/128")}},
 		{
-			Subnets: Subnets{four, six}, Node: "n1", Backend: "vxlan", Endpoints: PerFamily[Endpoint]{at4, at6},
+			Subnets: Subnets{four, six}, Node: "n1", Backend: "vxlan", MTU: MaxMTU, Endpoints: PerFamily[Endpoint]{at4, at6},
 			ID: -1, Created: 1 << 40, Modified: 1 << 41,
 		},
 		{Subnets: Subnets{four}, Backend: "host-gw", Endpoints: PerFamily[Endpoint]{{PublicIP: at4.PublicIP}, {MAC: at6.MAC}}},

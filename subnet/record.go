@@ -18,6 +18,7 @@ type recordJSON struct {
 	BackendData   json.RawMessage `json:"BackendData,omitempty"`
 	BackendV6Data json.RawMessage `json:"BackendV6Data,omitempty"`
 	Node          string          `json:"Node,omitempty"`
+	MTU           int             `json:"MTU,omitempty"`
 }
 
 type vtepJSON struct {
@@ -108,7 +109,7 @@ func parseDashed(text string, f Family) (netip.Prefix, error) {
 // Record returns the lease's value in the store: flannel's keys in flannel's
 // order and form, then our own.
 func (l Lease) Record() []byte {
-	rec := recordJSON{PublicIP: noIPv4, BackendType: l.Backend, Node: l.Node}
+	rec := recordJSON{PublicIP: noIPv4, BackendType: l.Backend, Node: l.Node, MTU: l.MTU}
 	if a := l.Endpoints[V4].PublicIP; a.IsValid() {
 		rec.PublicIP = a.String()
 		rec.BackendData = vtepData(l.Endpoints[V4])
@@ -123,6 +124,16 @@ func (l Lease) Record() []byte {
 		return nil
 	}
 	return out
+}
+
+// checkMTU tells why no node with these subnets can have an MTU. 0 is none.
+func checkMTU(s Subnets, mtu int) error {
+	for _, f := range Families {
+		if mtu != 0 && s[f].IsValid() && (mtu < MinMTU[f] || mtu > MaxMTU) {
+			return fmt.Errorf("MTU: %d is outside %s's %d to %d", mtu, f, MinMTU[f], MaxMTU)
+		}
+	}
+	return nil
 }
 
 func vtepData(e Endpoint) json.RawMessage {
@@ -151,11 +162,14 @@ func ParseRecord(key string, value []byte) (Lease, error) {
 			return Lease{}, fmt.Errorf("value: %w", err)
 		}
 	}
-	l := Lease{Subnets: s, Node: rec.Node, Backend: rec.BackendType}
+	l := Lease{Subnets: s, Node: rec.Node, Backend: rec.BackendType, MTU: rec.MTU}
 	if l.Node != "" {
 		if err := CheckNodeName(l.Node); err != nil {
 			return Lease{}, err
 		}
+	}
+	if err := checkMTU(s, l.MTU); err != nil {
+		return Lease{}, err
 	}
 	texts := PerFamily[string]{V4: rec.PublicIP}
 	if rec.PublicIPv6 != nil {

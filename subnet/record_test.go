@@ -73,9 +73,9 @@ func TestRecordsAreFlannelsToTheByte(t *testing.T) {
 
 // TestRecordAddsOurKeysAfterFlannels is the golden of what we write.
 func TestRecordAddsOurKeysAfterFlannels(t *testing.T) {
-	const want = `{"PublicIP":"10.99.0.1","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"d6:95:53:df:61:d5"},"Node":"node-a"}`
+	const want = `{"PublicIP":"10.99.0.1","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"d6:95:53:df:61:d5"},"Node":"node-a","MTU":1450}`
 	l := samples[0].lease
-	l.Node = "node-a"
+	l.Node, l.MTU = "node-a", 1450
 	if got := string(l.Record()); got != want {
 		t.Errorf("got  %s\nwant %s", got, want)
 	}
@@ -143,9 +143,32 @@ func TestParseRecordRefuses(t *testing.T) {
 		{"10.5.87.0-24", `{"PublicIP":"10.99.0.1","BackendType":"vxlan","BackendData":{"VNI":-1,"VtepMAC":"d6:95:53:df:61:d5"}}`, "BackendData"},
 		{"10.5.87.0-24", `{"PublicIP":"10.99.0.1","BackendType":"vxlan","BackendData":"x"}`, "BackendData"},
 		{"10.5.87.0-24", `{"PublicIP":"10.99.0.1","Node":"a/b"}`, "node name"},
+		{"10.5.87.0-24", `{"PublicIP":"10.99.0.1","MTU":"1450"}`, "MTU"},
+		{"10.5.87.0-24", `{"PublicIP":"10.99.0.1","MTU":1450.5}`, "MTU"},
+		{"10.5.87.0-24", `{"PublicIP":"10.99.0.1","MTU":-1}`, "MTU: -1 is outside IPv4's 576 to 65535"},
+		{"10.5.87.0-24", `{"PublicIP":"10.99.0.1","MTU":99999999999999999999}`, "MTU"},
 	} {
 		if l, err := ParseRecord(tc.key, []byte(tc.value)); err == nil || !strings.Contains(err.Error(), tc.want) {
 			t.Errorf("%s %s: got %+v, %v; want %q", tc.key, tc.value, l, err, tc.want)
+		}
+	}
+}
+
+// TestMTUBounds: what is written with an MTU is read back with it, if a node with
+// the lease's families can have it, and is else no record that can be used.
+func TestMTUBounds(t *testing.T) {
+	for _, s := range samples {
+		least := MinMTU[V4]
+		if s.lease.Subnets[V6].IsValid() {
+			least = MinMTU[V6]
+		}
+		for mtu := -70; mtu < MaxMTU+70; mtu++ {
+			l := s.lease
+			l.MTU = mtu
+			got, err := ParseRecord(s.key, l.Record())
+			if fits := mtu == 0 || mtu >= least && mtu <= MaxMTU; fits != (err == nil) || fits && got != l {
+				t.Fatalf("%s: MTU %d: %+v, %v", s.name, mtu, got, err)
+			}
 		}
 	}
 }
@@ -156,6 +179,7 @@ func FuzzParseRecord(f *testing.F) {
 	for _, s := range samples {
 		f.Add(s.key, []byte(s.value))
 	}
+	f.Add("10.5.87.0-24", []byte(`{"Node":"node-a","PublicIP":"10.99.0.1","MTU":1450}`))
 	f.Add("10.5.87.0-24", []byte(`{"Node":"node-a","PublicIPv6":"::ffff:10.0.0.1"}`))
 	f.Fuzz(func(t *testing.T, key string, value []byte) {
 		l, err := ParseRecord(key, value)

@@ -85,6 +85,9 @@ func scanRecord(value []byte) (rec recordJSON, ok bool) {
 	if s.next(`,"Node":"`) {
 		rec.Node = string(s.text())
 	}
+	if s.next(`,"MTU":`) {
+		rec.MTU = int(s.number())
+	}
 	s.must("}")
 	return rec, !s.failed && len(s.rest) == 0 && len(value) <= maxValue
 }

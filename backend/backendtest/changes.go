@@ -246,6 +246,7 @@ func testDoubt(t *testing.T, s *suite) {
 // testMirror goes from one random state to the next, with an outside hand, and
 // finds a mirror that Changes corrects equal to a dump whenever it says no doubt.
 func testMirror(t *testing.T, s *suite) {
+	s.link(Make)
 	defer s.following()()
 	r := rand.New(rand.NewPCG(13, 82))
 	mirror, certain := s.dump(), 0

@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/netip"
 	"slices"
 	"sync"
 	"syscall"
@@ -30,6 +29,10 @@ type Fake struct {
 	queue []backend.Change
 	doubt bool
 	dumps int
+	// links are the host's own, by name: whether they are up.
+	links map[string]bool
+	// carriers are those that carry plain routes, or were to.
+	carriers map[string]bool
 }
 
 // HandPort is the netlink port by which the outside hand is told of.
@@ -45,6 +48,7 @@ func NewFake(entries ...backend.Entry) *Fake {
 	return &Fake{
 		state: backend.NewState(entries...), others: &backend.State{},
 		refused: map[backend.Entry]struct{}{}, watchers: map[chan struct{}]struct{}{},
+		links: map[string]bool{}, carriers: map[string]bool{},
 	}
 }
 
@@ -156,7 +160,7 @@ func (f *Fake) announce(op backend.Op) {
 	case backend.Nexthop:
 		if op.Verb == backend.Delete && e.Gateway.Is6() {
 			for r := range f.state.OfKind(backend.KindRoute) {
-				if r := r.(backend.Route); r.Via == e && r.Dst.Addr().Is6() {
+				if r := r.(backend.Route); r.Via == e && !r.Plain && r.Dst.Addr().Is6() {
 					f.tell(backend.Change{Entry: r, Gone: true})
 				}
 			}
@@ -217,7 +221,7 @@ func (f *Fake) announceBetween(before, after *backend.State) {
 			f.lose()
 			return
 		case backend.Route:
-			if gone && e.Dst.Addr().Is4() && before.Has(e.Via) && !after.Has(e.Via) {
+			if gone && e.Dst.Addr().Is4() && !e.Plain && before.Has(e.Via) && !after.Has(e.Via) {
 				return // It goes in silence.
 			}
 		}
@@ -356,33 +360,22 @@ func (f *Fake) refuses(op backend.Op) error {
 			return inTheWay("it is there already")
 		case dev.Down:
 			return syscall.ENETDOWN
-		case f.ledAstray(e):
-			return fmt.Errorf("%w: a route leads to the gateway another way: %w", backend.ErrInTheWay, syscall.EINVAL)
 		}
 	}
 	return nil
 }
 
-// ledAstray tells whether a route to an IPv6 gateway leads out another device
-// (ip6_route_check_nh_onlink).
-func (f *Fake) ledAstray(n backend.Nexthop) bool {
-	if !n.Gateway.Is6() {
-		return false
-	}
-	for bits := 1; bits <= 128; bits++ {
-		to := backend.Route{Dst: netip.PrefixFrom(n.Gateway, bits).Masked()}
-		for _, s := range []*backend.State{f.state, f.others} {
-			if at, ok := s.At(to); ok && (s == f.others || at.On() != n.Dev) {
-				return true
-			}
-		}
-	}
-	return false
-}
-
 func (f *Fake) refusesRoute(v backend.Verb, r backend.Route) error {
-	if !f.state.Has(r.Via) {
+	if r.Plain {
+		f.carriers[r.Via.Dev] = true
+	}
+	switch up, there := f.links[r.Via.Dev]; {
+	case !r.Plain && !f.state.Has(r.Via):
 		return fmt.Errorf("%w: no nexthop %s", syscall.EINVAL, r.Via)
+	case r.Plain && !there:
+		return fmt.Errorf("look up device %s: %w", r.Via.Dev, syscall.ENODEV)
+	case r.Plain && !up:
+		return syscall.ENETDOWN
 	}
 	if v == backend.Replace {
 		return nil

@@ -16,7 +16,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 func TestFakeConforms(t *testing.T) {
 	Conformance(t, func(*testing.T) Harness {
 		f := NewFake()
-		return Harness{Kernel: f, Hand: fakeHand{f}, Others: fakeHand{f}}
+		return Harness{Kernel: f, Hand: fakeHand{f}, Others: fakeHand{f}, Links: f}
 	})
 }
 

@@ -10,6 +10,7 @@ import (
 // testWalk goes from one random state to the next and finds each complete.
 func testWalk(t *testing.T, s *suite) {
 	r := rand.New(rand.NewPCG(7, 82))
+	s.link(Make)
 	for step := range 40 {
 		want := randomWorld(r)
 		s.reach(want)
@@ -23,6 +24,7 @@ func testWalk(t *testing.T, s *suite) {
 // every step.
 func testWalkWithHand(t *testing.T, s *suite) {
 	r := rand.New(rand.NewPCG(11, 82))
+	s.link(Make)
 	for step := range 40 {
 		s.harm(r)
 		s.reach(randomWorld(r))
@@ -36,6 +38,16 @@ func testWalkWithHand(t *testing.T, s *suite) {
 func (s *suite) harm(r *rand.Rand) {
 	s.t.Helper()
 	have := s.dump()
+	switch r.IntN(8) {
+	case 0:
+		s.link(SetDown)
+		s.link(SetUp)
+	case 1:
+		s.link(Destroy)
+		s.link(Make)
+	case 2:
+		s.link(FlushAddresses)
+	}
 	for _, o := range overlays {
 		if _, ok := have.Device(o.dev); !ok {
 			continue
@@ -92,6 +104,12 @@ func randomWorld(r *rand.Rand) *backend.State {
 			if odds(3) {
 				continue
 			}
+			if odds(4) {
+				route := o.direct(i)
+				route.MTU = uint16(r.IntN(2) * 1300)
+				s.Put(route)
+				continue
+			}
 			there = append(there, i)
 			f, n := o.fdb(i), o.neighbour(i)
 			if odds(3) {
@@ -107,6 +125,7 @@ func randomWorld(r *rand.Rand) *backend.State {
 			if odds(4) {
 				route.Via = o.nexthop(there[r.IntN(len(there))])
 			}
+			route.MTU = uint16(r.IntN(2) * 1300)
 			s.Put(route)
 		}
 	}

@@ -42,16 +42,32 @@ func (o overlay) fdb(i int) backend.FDB {
 	return backend.FDB{Dev: o.dev, MAC: backend.MAC{2, 0, 0, 1, byte(i >> 8), byte(i)}, Remote: o.local(i)}
 }
 
+// gateway is no address of a subnet with IPv6: see the planner.
+func (o overlay) gateway(i int) netip.Addr {
+	if o.v6 {
+		return netip.MustParseAddr(fmt.Sprintf("fe80::7:%x", i))
+	}
+	return o.subnet(i).Addr()
+}
+
 func (o overlay) neighbour(i int) backend.Neighbour {
-	return backend.Neighbour{Dev: o.dev, IP: o.subnet(i).Addr(), MAC: o.fdb(i).MAC}
+	return backend.Neighbour{Dev: o.dev, IP: o.gateway(i), MAC: o.fdb(i).MAC}
 }
 
 func (o overlay) nexthop(i int) backend.Nexthop {
-	return backend.Nexthop{Dev: o.dev, Gateway: o.subnet(i).Addr()}
+	return backend.Nexthop{Dev: o.dev, Gateway: o.gateway(i)}
 }
 
 func (o overlay) route(i int) backend.Route {
 	return backend.Route{Dst: o.subnet(i), Via: o.nexthop(i)}
+}
+
+// uplink is a link of the host's on which the peers' own addresses are.
+const uplink = "uplink0"
+
+// direct is the plain route to a peer's subnet.
+func (o overlay) direct(i int) backend.Route {
+	return backend.Route{Dst: o.subnet(i), Plain: true, Via: backend.Nexthop{Dev: uplink, Gateway: o.local(i)}}
 }
 
 func (o overlay) peer(i int) []backend.Entry {

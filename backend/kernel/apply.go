@@ -128,8 +128,13 @@ func (a *applier) fail(todo []int, err error) int {
 func (a *applier) lookUp(ctx context.Context, i int) error {
 	op := a.ops[i]
 	switch kind := op.Entry.Kind(); {
-	case kind == backend.KindRoute, kind == backend.KindNexthop && op.Verb == backend.Delete:
-		return nil // These name no device.
+	case kind == backend.KindNexthop && op.Verb == backend.Delete:
+		return nil // It names no device.
+	case kind == backend.KindRoute:
+		if r := op.Entry.(backend.Route); r.Plain && op.Verb != backend.Delete {
+			return a.k.carry(ctx, r.Via.Dev)
+		}
+		return nil
 	}
 	index, err := a.k.indexOf(ctx, op.Entry.On())
 	if f, ok := op.Entry.(backend.FDB); ok && err == nil && op.Verb != backend.Delete {
@@ -139,6 +144,22 @@ func (a *applier) lookUp(ctx context.Context, i int) error {
 		return nil // The number stays unknown, and encode leaves the op out.
 	}
 	return err
+}
+
+// carry sees to it that the number of a link of the host's is known over which a
+// plain route is to lead, and that what becomes of the link is noticed.
+func (k *Kernel) carry(ctx context.Context, dev string) error {
+	k.carriers.want(dev)
+	if _, known := k.index[dev]; known && k.carriers.links[dev].index != 0 {
+		return nil
+	}
+	l, err := k.linkByName(ctx, dev)
+	if err != nil {
+		return fmt.Errorf("look up device %s: %w", dev, err)
+	}
+	k.index[dev] = l.index
+	k.carriers.know(l)
+	return nil
 }
 
 // makeWay removes an FDB entry that leads through a nexthop object: a REPLACE of
@@ -191,8 +212,6 @@ func (a *applier) concludeNexthop(ctx context.Context, i int, e backend.Nexthop,
 		hops.remove(e)
 	case err == nil:
 		hops.set(e, id)
-	case a.ops[i].Verb == backend.Add && e.Gateway.Is6() && errors.Is(err, unix.EINVAL):
-		a.errs[i] = a.explainNexthop(ctx, e, err)
 	case a.ops[i].Verb == backend.Add && errors.Is(err, unix.EEXIST):
 		there, lookErr := a.k.nexthopByID(ctx, id)
 		switch {
@@ -236,7 +255,7 @@ func (a *applier) encode(seq uint32, i int) {
 			return // A delete of what is not there.
 		}
 	case backend.Route:
-		if id = k.hops.id(e.Via); id == 0 && op.Verb != backend.Delete {
+		if id = k.hops.id(e.Via); id == 0 && op.Verb != backend.Delete && !e.Plain {
 			a.errs[i] = fmt.Errorf("%w: no nexthop %s", unix.EINVAL, e.Via)
 			return
 		}
@@ -255,7 +274,11 @@ func (a *applier) encode(seq uint32, i int) {
 		}
 		encodeNexthop(&k.out, seq, verb, e, id, index)
 	case backend.Route:
-		encodeRoute(&k.out, seq, op.Verb, e, id)
+		_, narrow := k.hops.narrow[id]
+		if op.Verb != backend.Delete {
+			k.hops.met(e, id)
+		}
+		encodeRoute(&k.out, seq, op.Verb, e, way{nexthop: id, device: index, metrics: narrow})
 	default:
 		a.errs[i] = fmt.Errorf("%w: no entry of kind %d", unix.EINVAL, op.Entry.Kind())
 		return

@@ -1,6 +1,8 @@
 package kernel
 
 import (
+	"fmt"
+	"net/netip"
 	"testing"
 	"time"
 
@@ -71,4 +73,37 @@ func execute(b *testing.B, k *Kernel, ops []backend.Op) time.Duration {
 
 func report(b *testing.B, d time.Duration, unit string) {
 	b.ReportMetric(float64(d.Microseconds())/float64(b.N)/benchPeers, unit)
+}
+
+// BenchmarkApplyDirect is of plain routes over one link. IPv4 ones share a hash
+// chain in the kernel (fib_create_info hashes the device), so that each costs as
+// much as there are.
+func BenchmarkApplyDirect(b *testing.B) {
+	for _, v6 := range []bool{false, true} {
+		for _, n := range []int{1000, 10_000} {
+			b.Run(fmt.Sprintf("%s/%d", map[bool]string{false: "IPv4", true: "IPv6"}[v6], n), func(b *testing.B) {
+				ns := kerneltest.Namespace(b)
+				kerneltest.Do(b, ns, func() error { return makeLink("eth0") })
+				k := openAt(b, ns)
+				want := &backend.State{}
+				for e := range peers(n, v6).OfKind(backend.KindRoute) {
+					r := e.(backend.Route)
+					host := 2 + want.Len()%1000
+					r.Plain, r.Via = true, backend.Nexthop{Dev: "eth0", Gateway: netip.AddrFrom4([4]byte{192, 0, 4 + byte(host>>8), byte(host)})}
+					if v6 {
+						r.Via.Gateway = netip.AddrFrom16([16]byte{0x20, 1, 0x0d, 0xb8, 14: byte(host >> 8), 15: byte(host)})
+					}
+					want.Put(r)
+				}
+				ops, back := backend.Diff(&backend.State{}, want), backend.Diff(want, &backend.State{})
+				var in, out time.Duration
+				for b.Loop() {
+					in += execute(b, k, ops)
+					out += execute(b, k, back)
+				}
+				b.ReportMetric(float64(in.Milliseconds())/float64(b.N), "ms/added")
+				b.ReportMetric(float64(out.Milliseconds())/float64(b.N), "ms/removed")
+			})
+		}
+	}
 }

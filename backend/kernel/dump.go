@@ -112,6 +112,7 @@ func (d *dumper) devices(ctx context.Context) (indexes []int, err error) {
 		return nil, err
 	}
 	clear(d.k.index)
+	d.k.carriers.forget()
 	clear(d.k.byNexthop)
 	if d.k.events != nil { // What it has yet to read goes on from here or before.
 		clear(d.k.events.ours)
@@ -261,10 +262,29 @@ func (d *dumper) routes(ctx context.Context, family uint8) error {
 		return err
 	}
 	for _, r := range routes {
+		dev := ""
+		if r.plain() {
+			dev = d.carrier(ctx, r.out)
+		}
 		via, _ := d.k.hops.hop(r.nexthop)
-		d.state.Put(r.route(via))
+		e := r.route(via, dev)
+		d.k.hops.met(e, r.nexthop)
+		d.state.Put(e)
 	}
 	return nil
+}
+
+// carrier finds the name of the device of a plain route, whoever's it is.
+func (d *dumper) carrier(ctx context.Context, index int) string {
+	if name, met := d.k.carriers.names[index]; met {
+		return name
+	}
+	l, err := d.k.linkByIndex(ctx, index)
+	if err != nil {
+		return "" // It is gone, and the route with it.
+	}
+	d.k.carriers.know(l)
+	return l.name
 }
 
 // linkByIndex and linkByName look one link up. A link that is not there is

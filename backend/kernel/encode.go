@@ -92,9 +92,19 @@ func encodeNexthop(w *builder, seq uint32, v backend.Verb, n backend.Nexthop, id
 	w.addr(unix.NHA_GATEWAY, n.Gateway)
 }
 
+// way is by what a route leads, in the kernel's numbers.
+type way struct {
+	nexthop uint32 // The object, of one that leads through such,
+	device  int    // or the device of a plain one.
+	metrics bool   // Metrics are to be written even where there are none.
+}
+
 // encodeRoute names in a delete the protocol but no nexthop: it takes our route
 // wherever it leads, and nobody else's (fib_table_delete, ip6_route_del).
-func encodeRoute(w *builder, seq uint32, v backend.Verb, r backend.Route, id uint32) {
+//
+// A plain route is onlink as nexthops are: whether its gateway is on the link is
+// for the planner to know, and the host's own route there may be away for a while.
+func encodeRoute(w *builder, seq uint32, v backend.Verb, r backend.Route, by way) {
 	typ, flags := uint16(unix.RTM_NEWROUTE), uint16(exclusiveFlags)
 	switch v {
 	case backend.Replace:
@@ -106,6 +116,9 @@ func encodeRoute(w *builder, seq uint32, v backend.Verb, r backend.Route, id uin
 	h[0], h[1], h[3], h[5], h[7] = family(r.Dst.Addr()), uint8(r.Dst.Bits()), r.TOS, Protocol, unix.RTN_UNICAST
 	if v == backend.Delete {
 		h[6], h[7] = unix.RT_SCOPE_NOWHERE, unix.RTN_UNSPEC // Any.
+	}
+	if r.Plain && v != backend.Delete {
+		host.PutUint32(h[8:], unix.RTNH_F_ONLINK)
 	}
 	switch {
 	case r.Table == 0:
@@ -123,7 +136,21 @@ func encodeRoute(w *builder, seq uint32, v backend.Verb, r backend.Route, id uin
 	if metric != 0 {
 		w.u32(unix.RTA_PRIORITY, metric)
 	}
-	if v != backend.Delete {
-		w.u32(attrRouteNexthopID, id)
+	if v == backend.Delete {
+		return
+	}
+	if r.Plain {
+		w.u32(unix.RTA_OIF, uint32(by.device))
+		w.addr(unix.RTA_GATEWAY, r.Via.Gateway)
+	} else {
+		w.u32(attrRouteNexthopID, by.nexthop)
+	}
+	if r.MTU != 0 || by.metrics {
+		metrics := w.nest(unix.RTA_METRICS)
+		w.u32(unix.RTAX_MTU, uint32(r.MTU))
+		if bits := lock(r.Dst); bits != 0 {
+			w.u32(unix.RTAX_LOCK, bits)
+		}
+		w.close(metrics)
 	}
 }

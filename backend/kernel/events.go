@@ -82,11 +82,8 @@ func (e *events) read(k *Kernel, m message) {
 	case unix.RTM_NEWLINK, unix.RTM_DELLINK:
 		e.link(k, m)
 	case unix.RTM_NEWADDR, unix.RTM_DELADDR:
-		a, ok := parseAddress(m.body)
-		if _, ours := e.ours[a.index]; ok && ours {
-			e.lost()
-		} else if m.typ == unix.RTM_DELADDR {
-			e.freedAll(k, m.pid)
+		if a, ok := parseAddress(m.body); ok {
+			e.address(k, m, a)
 		}
 	case unix.RTM_NEWNEIGH, unix.RTM_DELNEIGH:
 		n, ok := parseNeighbour(m.body)
@@ -116,6 +113,20 @@ func (e *events) queueUp(c backend.Change) {
 	}
 }
 
+// address makes doubt of one on our devices. On a link of the host's, plain routes
+// go silently with its last IPv4 address (fib_disable_ip). IPv6 addresses that
+// are there already are announced each time that a router advertises them.
+func (e *events) address(k *Kernel, m message, a addressMessage) {
+	_, ours := e.ours[a.index]
+	_, carries := k.carriers.names[a.index]
+	switch {
+	case ours || carries && !a.prefix.Addr().IsLinkLocalUnicast() && (m.typ == unix.RTM_DELADDR || a.prefix.Addr().Is4()):
+		e.lost()
+	case m.typ == unix.RTM_DELADDR:
+		e.freedAll(k, m.pid)
+	}
+}
+
 // link also follows which devices are ours, as they come, are renamed, and go.
 // One of our names that is not VXLAN is another's; it may have stood in the way.
 func (e *events) link(k *Kernel, m message) {
@@ -126,6 +137,10 @@ func (e *events) link(k *Kernel, m message) {
 		return
 	}
 	_, was := e.ours[l.index]
+	if k.carriers.changed(l, m.typ == unix.RTM_DELLINK) {
+		clear(k.index) // The names may be others' by now.
+		e.lost()
+	}
 	if m.typ == unix.RTM_DELLINK {
 		delete(e.ours, l.index)
 	} else {
@@ -175,8 +190,20 @@ func (e *events) route(k *Kernel, m message) {
 	if r.protocol != Protocol && !took {
 		return
 	}
+	gone, dev := m.typ == unix.RTM_DELROUTE || r.protocol != Protocol, ""
+	if r.plain() && !gone {
+		if dev = e.ours[r.out]; dev == "" {
+			dev = k.carriers.names[r.out]
+		}
+		if dev == "" { // By another hand, over a link that has not been met.
+			e.lost()
+			return
+		}
+	}
 	via, _ := k.hops.hop(r.nexthop)
-	e.tell(m, r.route(via), m.typ == unix.RTM_DELROUTE || r.protocol != Protocol)
+	entry := r.route(via, dev)
+	k.hops.met(entry, r.nexthop)
+	e.tell(m, entry, gone)
 }
 
 // nexthop keeps the numbers up to date. Where an object becomes another under

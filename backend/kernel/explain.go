@@ -3,7 +3,6 @@ package kernel
 import (
 	"context"
 	"fmt"
-	"net/netip"
 	"os"
 	"strconv"
 	"strings"
@@ -25,28 +24,12 @@ var protocols = map[uint8]string{
 func (a *applier) explainRoute(ctx context.Context, e backend.Route, cause error) error {
 	what := "another route"
 	if a.explained++; a.explained <= maxExplained && e.Table == 0 {
-		if r, err := a.k.routeTo(ctx, e); err == nil && r.dst == e.Dst && r.route(backend.Nexthop{}).Metric == e.Metric {
+		if r, err := a.k.routeTo(ctx, e); err == nil && r.dst == e.Dst && r.route(backend.Nexthop{}, "").Metric == e.Metric {
 			what = a.k.describe(ctx, r)
 		}
 	}
 	return fmt.Errorf("%w: %s to %s stands there; remove it, or take the range out of the cluster's network: %w",
 		backend.ErrInTheWay, what, e.Dst, cause)
-}
-
-// explainNexthop says what keeps an IPv6 nexthop off its device: a route that
-// leads to its gateway out another one, the default route apart
-// (ip6_route_check_nh_onlink).
-func (a *applier) explainNexthop(ctx context.Context, e backend.Nexthop, cause error) error {
-	if a.explained++; a.explained > maxExplained {
-		return cause
-	}
-	to := backend.Route{Dst: netip.PrefixFrom(e.Gateway, e.Gateway.BitLen())}
-	r, err := a.k.routeTo(ctx, to)
-	if err != nil || r.out == 0 || r.out == a.k.index[e.Dev] || r.dst.Bits() == 0 {
-		return cause
-	}
-	return fmt.Errorf("%w: %s to %s leads to %s another way; remove it, or take its range out of the cluster's network: %w",
-		backend.ErrInTheWay, a.k.describe(ctx, r), r.dst, e.Gateway, cause)
 }
 
 // routeTo finds the entry that serves the base address of a route. IPv4 has no

@@ -602,3 +602,27 @@ func TestClosed(t *testing.T) {
 		t.Fatalf("dump: %v", err)
 	}
 }
+
+// TestRouteKeepsItsMTU while that of its device changes, below it and back.
+func TestRouteKeepsItsMTU(t *testing.T) {
+	for _, v6 := range []bool{false, true} {
+		ns := kerneltest.Namespace(t)
+		k := openAt(t, ns)
+		want := peers(2, v6)
+		for e := range peers(1, v6).OfKind(backend.KindRoute) {
+			r := e.(backend.Route)
+			r.MTU = 1350
+			want.Put(r)
+		}
+		reach(t, k, want)
+		for _, mtu := range []int{1300, 1400, 1450} {
+			d := device(v6)
+			d.MTU = mtu
+			run(t, k, backend.Replace, d)
+		}
+		have, err := k.Dump(t.Context())
+		if err != nil || !have.Equal(want) {
+			t.Errorf("%v, have\n%s\nwant\n%s", err, have, want)
+		}
+	}
+}

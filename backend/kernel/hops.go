@@ -29,6 +29,11 @@ type nexthopIDs struct {
 	strays map[uint32]backend.Nexthop
 	others map[uint32]struct{}
 	last   uint32
+	// narrow are the objects through which IPv4 routes with metrics were met or
+	// made. The kernel takes such a route's insides for any other through the
+	// object that asks for no metrics (fib_find_info_nh compares none): one that
+	// is to have none must say so.
+	narrow map[uint32]struct{}
 }
 
 // numbers has the numbers of the nexthops of one family, in both directions.
@@ -107,6 +112,17 @@ func (h *nexthopIDs) takenByAnother(id uint32) {
 		h.others = map[uint32]struct{}{}
 	}
 	h.others[id] = struct{}{}
+}
+
+// met notes a route through an object, which may be 0 for none.
+func (h *nexthopIDs) met(r backend.Route, id uint32) {
+	if id == 0 || r.MTU == 0 && !r.Odd || !r.Dst.Addr().Is4() {
+		return
+	}
+	if h.narrow == nil {
+		h.narrow = map[uint32]struct{}{}
+	}
+	h.narrow[id] = struct{}{}
 }
 
 // id returns the number of hop, 0 if it is not known to have one.

@@ -16,7 +16,8 @@ import (
 // IPv6 addresses that another host has (IFA_F_DADFAILED) or that change for
 // privacy's sake (IFA_F_TEMPORARY). An interface has the default if a default
 // route of the main table leads by it, alone or among others, and none has a
-// lower metric.
+// lower metric. On its link are the prefixes to which the main table has a route
+// out of it without a gateway.
 func (k *Kernel) Interfaces(ctx context.Context) ([]backend.Interface, error) {
 	links, err := k.links(ctx)
 	if err != nil {
@@ -31,21 +32,24 @@ func (k *Kernel) Interfaces(ctx context.Context) ([]backend.Interface, error) {
 	if err != nil {
 		return nil, fmt.Errorf("dump addresses: %w", err)
 	}
-	v4, err := k.defaults(ctx, unix.AF_INET)
+	v4, err := k.mainRoutes(ctx, unix.AF_INET)
 	if err != nil {
 		return nil, fmt.Errorf("dump routes: %w", err)
 	}
-	v6, err := k.defaults(ctx, unix.AF_INET6)
+	v6, err := k.mainRoutes(ctx, unix.AF_INET6)
 	if err != nil {
 		return nil, fmt.Errorf("dump routes: %w", err)
 	}
+	defaultV4, defaultV6 := k.defaults(ctx, v4), k.defaults(ctx, v6)
+	onLink := connected(append(v4, v6...))
 	var out []backend.Interface
 	for _, l := range links {
 		if k.owns(l.name) {
 			continue
 		}
 		out = append(out, backend.Interface{
-			Name: l.name, MTU: l.mtu, Addresses: addresses[l.index], DefaultV4: v4[l.index], DefaultV6: v6[l.index],
+			Name: l.name, MTU: l.mtu, Addresses: addresses[l.index], OnLink: onLink[l.index],
+			DefaultV4: defaultV4[l.index], DefaultV6: defaultV6[l.index],
 		})
 	}
 	return out, nil
@@ -86,22 +90,45 @@ func firstV6(list []netip.Addr) int {
 	return len(list)
 }
 
-// defaults tells by which devices the family's default route leaves. The kernel
-// filters by table only, so a full BGP table in it is read whole.
-func (k *Kernel) defaults(ctx context.Context, family uint8) (map[int]bool, error) {
-	routes, err := collect(ctx, k, func(w *builder, seq uint32) {
+// mainRoutes reads the default routes and those without a gateway of a family's
+// main table. The kernel filters by table only, so a full BGP table in it is read
+// whole.
+func (k *Kernel) mainRoutes(ctx context.Context, family uint8) ([]routeMessage, error) {
+	return collect(ctx, k, func(w *builder, seq uint32) {
 		h := w.begin(unix.RTM_GETROUTE, unix.NLM_F_DUMP, seq, sizeRouteMessage)
 		h[0], h[4], h[7] = family, unix.RT_TABLE_MAIN, unix.RTN_UNICAST
 	}, func(m message) (routeMessage, bool) {
 		r, ok := parseRoute(m.body)
-		ok = ok && r.dst.Bits() == 0 && r.table == unix.RT_TABLE_MAIN && r.typ == unix.RTN_UNICAST &&
+		ok = ok && (r.dst.Bits() == 0 || r.connected()) && r.table == unix.RT_TABLE_MAIN && r.typ == unix.RTN_UNICAST &&
 			r.flags&(unix.RTM_F_CLONED|unix.RTNH_F_DEAD) == 0
 		r.multipath = append([]byte(nil), r.multipath...) // The buffer is used again.
 		return r, ok
 	})
+}
+
+// connected tells whether a route leads to a link itself.
+func (r routeMessage) connected() bool {
+	return r.dst.Bits() > 0 && r.out != 0 && r.nexthop == 0 && !r.gateway.IsValid() && len(r.multipath) == 0 &&
+		!r.dst.Addr().IsLinkLocalUnicast() && !r.dst.Addr().IsMulticast()
+}
+
+// connected lists what is on the link of each device.
+func connected(routes []routeMessage) map[int][]netip.Prefix {
+	by := map[int][]netip.Prefix{}
+	for _, r := range routes {
+		if r.connected() && !slices.Contains(by[r.out], r.dst) {
+			by[r.out] = append(by[r.out], r.dst)
+		}
+	}
+	return by
+}
+
+// defaults tells by which devices a family's default route leaves.
+func (k *Kernel) defaults(ctx context.Context, routes []routeMessage) map[int]bool {
 	lowest := []routeMessage(nil)
 	for _, r := range routes {
 		switch {
+		case r.dst.Bits() != 0:
 		case len(lowest) == 0 || r.metric == lowest[0].metric:
 			lowest = append(lowest, r)
 		case r.metric < lowest[0].metric:
@@ -121,7 +148,7 @@ func (k *Kernel) defaults(ctx context.Context, family uint8) (map[int]bool, erro
 			by[index] = true
 		}
 	}
-	return by, err
+	return by
 }
 
 // devices are the numbers of those by which a route leaves.

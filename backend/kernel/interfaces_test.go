@@ -1,6 +1,7 @@
 package kernel
 
 import (
+	"net"
 	"net/netip"
 	"reflect"
 	"testing"
@@ -69,6 +70,9 @@ func TestInterfaces(t *testing.T) {
 			dflt("192.0.2.1", 50, "br0"),
 			dflt("192.0.2.1", 20, "eth0", "br0"),
 			dflt("2001:db8::1", 300, "eth0"),
+			// On the link by the operator's word, and behind a gateway.
+			netlink.RouteAdd(&netlink.Route{Dst: ipNet(netip.MustParsePrefix("203.0.113.0/24")), LinkIndex: index["eth0"], Scope: netlink.SCOPE_LINK}),
+			netlink.RouteAdd(&netlink.Route{Dst: ipNet(netip.MustParsePrefix("203.0.112.0/24")), LinkIndex: index["eth0"], Gw: net.IP{192, 0, 2, 1}}),
 		} {
 			if err != nil {
 				return err
@@ -92,8 +96,9 @@ func TestInterfaces(t *testing.T) {
 		{Name: "lo", MTU: 65536},
 		{Name: "eth0", MTU: 9000, DefaultV4: true, DefaultV6: true, Addresses: []netip.Addr{
 			netip.MustParseAddr("192.0.2.5"), netip.MustParseAddr("192.0.2.4"), netip.MustParseAddr("2001:db8::5"),
-		}},
-		{Name: "br0", MTU: 1500, DefaultV4: true, Addresses: []netip.Addr{netip.MustParseAddr("198.51.100.1")}},
+		}, OnLink: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("203.0.113.0/24"), netip.MustParsePrefix("2001:db8::/64")}},
+		{Name: "br0", MTU: 1500, DefaultV4: true, Addresses: []netip.Addr{netip.MustParseAddr("198.51.100.1")},
+			OnLink: []netip.Prefix{netip.MustParsePrefix("198.51.100.0/24")}},
 		{Name: "br1", MTU: 1500},
 	} {
 		if !reflect.DeepEqual(by[want.Name], want) {

@@ -33,6 +33,8 @@ type Kernel struct {
 	// index has the devices that the last Dump or a later Apply met.
 	index map[string]int
 	hops  nexthopIDs
+	// carriers are the links of others that plain routes need.
+	carriers carriers
 	// byNexthop has the FDB entries that lead through a nexthop object.
 	byNexthop  map[fdbKey]struct{}
 	obstructed obstructed

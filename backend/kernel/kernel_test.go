@@ -26,7 +26,7 @@ func TestKernelConforms(t *testing.T) {
 		ns := kerneltest.Namespace(t)
 		k := openAt(t, ns)
 		h := &hand{t: t, ns: ns, k: k, other: openAt(t, ns)}
-		return backendtest.Harness{Kernel: k, Hand: h, Others: others{h}}
+		return backendtest.Harness{Kernel: k, Hand: h, Others: others{h}, Links: links{h}}
 	})
 }
 

@@ -37,7 +37,7 @@ func FuzzNoMessagePanics(f *testing.F) {
 			_ = n.fdb("")
 			_, _ = parseNexthop(m.body)
 			r, _ := parseRoute(m.body)
-			_ = r.route(backend.Nexthop{})
+			_ = r.route(backend.Nexthop{}, "")
 			_ = r.devices()
 		}
 	})

@@ -58,7 +58,7 @@ func (e *events) freedAll(k *Kernel, by uint32) {
 // freedByRoute is freed for what a route that goes was in the way of: one of ours
 // in its place, or an IPv6 nexthop whose gateway it led to another way.
 func (e *events) freedByRoute(k *Kernel, r routeMessage, by uint32) {
-	e.freed(k, backend.Identity(r.route(backend.Nexthop{})), by)
+	e.freed(k, backend.Identity(r.route(backend.Nexthop{}, "")), by)
 	if r.dst.Addr().Is4() {
 		return
 	}

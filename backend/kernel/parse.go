@@ -18,6 +18,7 @@ type linkMessage struct {
 	index int
 	name  string
 	kind  string
+	flags uint32
 	up    bool
 	// running says that it is up and has a carrier, protoDown that another hand
 	// took the carrier away.
@@ -69,8 +70,8 @@ func parseLink(b []byte) (l linkMessage, ok bool) {
 		return l, false
 	}
 	l.index = linkIndex(b)
-	flags := host.Uint32(b[8:])
-	l.up, l.running = flags&unix.IFF_UP != 0, flags&unix.IFF_RUNNING != 0
+	l.flags = host.Uint32(b[8:])
+	l.up, l.running = l.flags&unix.IFF_UP != 0, l.flags&unix.IFF_RUNNING != 0
 	for typ, v := range attributes(b[sizeLinkMessage:]) {
 		switch typ {
 		case unix.IFLA_IFNAME:
@@ -289,6 +290,9 @@ type routeMessage struct {
 	// out has the devices by which it leaves; more are in multipath.
 	out       int
 	multipath []byte
+	// mtu and locked are of RTA_METRICS, odd tells of what ours never have.
+	mtu, locked uint32
+	odd         bool
 }
 
 func parseRoute(b []byte) (r routeMessage, ok bool) {
@@ -322,26 +326,71 @@ func parseRoute(b []byte) (r routeMessage, ok bool) {
 			r.out = int(readU32(v))
 		case unix.RTA_MULTIPATH:
 			r.multipath = v
+		case unix.RTA_METRICS:
+			r.parseMetrics(v)
+		case unix.RTA_VIA: // A gateway of the other family.
+			r.gateway, r.odd = readAddr(v[min(2, len(v)):]), true
+		case unix.RTA_PREFSRC, unix.RTA_ENCAP:
+			r.odd = true
 		}
 	}
 	r.dst = netip.PrefixFrom(dst, int(b[1]))
 	return r, r.dst.IsValid()
 }
 
-// route gives the entry; via is the zero Nexthop unless it leads through one of
-// ours.
-func (r routeMessage) route(via backend.Nexthop) backend.Route {
-	e := backend.Route{Dst: r.dst, Table: r.table, Metric: r.metric, TOS: r.tos}
+func (r *routeMessage) parseMetrics(b []byte) {
+	for typ, v := range attributes(b) {
+		switch typ {
+		case unix.RTAX_MTU:
+			r.mtu = readU32(v)
+		case unix.RTAX_LOCK:
+			r.locked = readU32(v)
+		default:
+			r.odd = true
+		}
+	}
+}
+
+// lock is RTAX_LOCK of a route of ours that has an MTU. Of IPv6 the kernel sets one
+// that is not locked to the device's when that changes (fib6_nh_mtu_change), and
+// an older one heeds it in what it forwards only where it is locked
+// (ip6_dst_mtu_maybe_forward before Linux 5.13). An IPv4 route's stays as it is,
+// and with a lock the host itself would send without DF (ip_dont_fragment).
+func lock(dst netip.Prefix) uint32 {
+	if dst.Addr().Is6() {
+		return 1 << unix.RTAX_MTU
+	}
+	return 0
+}
+
+// route gives the entry. via is the zero Nexthop unless the route leads through
+// one of ours, dev the name of the device by which it leaves, "" where that is
+// not known.
+func (r routeMessage) route(via backend.Nexthop, dev string) backend.Route {
+	e := backend.Route{Dst: r.dst, Table: r.table, Metric: r.metric, TOS: r.tos, MTU: uint16(min(r.mtu, backend.MaxRouteMTU)), Odd: r.odd}
+	if r.mtu != 0 && r.locked != lock(r.dst) || r.mtu == 0 && r.locked != 0 {
+		e.Odd = true
+	}
 	if e.Table == unix.RT_TABLE_MAIN {
 		e.Table = 0
 	}
 	if r.dst.Addr().Is6() && e.Metric == defaultMetricV6 {
 		e.Metric = 0
 	}
-	if r.typ == unix.RTN_UNICAST {
+	switch {
+	case r.typ != unix.RTN_UNICAST:
+	case r.plain() && dev != "":
+		e.Plain, e.Via = true, backend.Nexthop{Dev: dev, Gateway: r.gateway}
+		e.Odd = e.Odd || r.flags&unix.RTNH_F_ONLINK == 0
+	default:
 		e.Via = via
 	}
 	return e
+}
+
+// plain tells whether the route names one gateway and its device itself.
+func (r routeMessage) plain() bool {
+	return r.typ == unix.RTN_UNICAST && r.nexthop == 0 && r.out != 0 && r.gateway.IsValid()
 }
 
 // defaultMetricV6 is what the kernel makes of an IPv6 route's metric 0

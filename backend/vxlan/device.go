@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/ripstop-net/ripstop/backend"
+	"github.com/ripstop-net/ripstop/backend/plan"
 	"github.com/ripstop-net/ripstop/subnet"
 )
 
@@ -15,12 +16,6 @@ import (
 // family: its header, UDP (8), VXLAN (8) and the inner Ethernet header (14);
 // RFC 7348 section 5.
 var overhead = subnet.PerFamily[int]{20 + 8 + 8 + 14, 40 + 8 + 8 + 14}
-
-// Bounds of a device's MTU in bytes: what IPv4 (RFC 791) and IPv6 (RFC 8200
-// section 5) need at least, and what an IP packet can have at most.
-var minMTU = subnet.PerFamily[int]{576, 1280}
-
-const maxMTU = 65535
 
 // maxName is the longest name of a device: IFNAMSIZ less the closing zero.
 const maxName = 15
@@ -66,36 +61,28 @@ func DeviceMAC(node string, f subnet.Family, vni uint32) subnet.MAC {
 
 // MTUFor returns a device's MTU for an underlay of the given MTU, both in bytes.
 func (o Options) MTUFor(f subnet.Family, underlay int) (int, error) {
-	mtu := min(underlay, maxMTU) - overhead[f]
+	mtu := min(underlay, subnet.MaxMTU) - overhead[f]
 	if o.MTU != 0 {
 		mtu = min(mtu, o.MTU)
 	}
-	if mtu < minMTU[f] {
+	if mtu < subnet.MinMTU[f] {
 		return 0, fmt.Errorf("MTU %d is below %s's least of %d: the underlay has %d and the tunnel takes %d",
-			mtu, f, minMTU[f], underlay, overhead[f])
+			mtu, f, subnet.MinMTU[f], underlay, overhead[f])
 	}
 	return mtu, nil
 }
 
 // Self is what the planner knows of the node itself.
 type Self struct {
-	Node    string
+	plan.Self
 	Options Options
-	// Underlay holds, per family in use, the outer source address and the MTU
-	// of the interface that has it.
-	Underlay subnet.PerFamily[Underlay]
-	Subnets  subnet.Subnets
 }
 
-// Underlay is where a family's tunnel leaves the host.
-type Underlay struct {
-	Addr netip.Addr
-	MTU  int
-}
+// Planner implements plan.Options.
+func (o Options) Planner(s plan.Self) plan.Planner { return Self{Self: s, Options: o} }
 
-// Endpoints are what the node publishes of itself. The public address can be
-// another than the underlay's, behind a NAT.
-func Endpoints(node string, o Options, public subnet.PerFamily[netip.Addr]) subnet.PerFamily[subnet.Endpoint] {
+// Endpoints implements plan.Options.
+func (o Options) Endpoints(node string, public subnet.PerFamily[netip.Addr]) subnet.PerFamily[subnet.Endpoint] {
 	var out subnet.PerFamily[subnet.Endpoint]
 	for _, f := range subnet.Families {
 		if public[f].IsValid() {
@@ -106,7 +93,8 @@ func Endpoints(node string, o Options, public subnet.PerFamily[netip.Addr]) subn
 }
 
 // Own returns the entries that the node owes for itself: a device and its
-// address for each family.
+// address for each family. With direct routes there is a device all the same, for
+// peers that are not on the link, and for those that send through the tunnel.
 func (s Self) Own() ([]backend.Entry, error) {
 	var out []backend.Entry
 	for _, f := range subnet.Families {
@@ -130,12 +118,12 @@ func (s Self) Own() ([]backend.Entry, error) {
 func (s Self) MTU() (int, error) {
 	least := 0
 	for _, f := range subnet.Families {
-		if !s.Subnets[f].IsValid() {
+		if !s.Uses(f) {
 			continue
 		}
 		mtu, err := s.Options.MTUFor(f, s.Underlay[f].MTU)
 		if err != nil {
-			return 0, err
+			return 0, fmt.Errorf("interface %s: %w", s.Underlay[f].Interface, err)
 		}
 		if least == 0 || mtu < least {
 			least = mtu

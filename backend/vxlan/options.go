@@ -26,8 +26,10 @@ type Options struct {
 	Port uint16
 	// MTU is an upper bound on the device's MTU in bytes, 0 for none.
 	MTU int
-	// GBP, Learning and DirectRouting are read and not acted on; see Unheeded.
-	GBP, Learning, DirectRouting bool
+	// DirectRouting sends to peers on the underlay's link without the tunnel.
+	DirectRouting bool
+	// GBP and Learning are read and not acted on; see Unheeded.
+	GBP, Learning bool
 }
 
 // ParseOptions reads a config's backend. It refuses another type than vxlan
@@ -57,8 +59,8 @@ func ParseOptions(b subnet.Backend) (Options, error) {
 		return Options{}, fmt.Errorf("%w: Backend: VNI %d is outside 1 to %d", subnet.ErrMalformedConfig, vni, 1<<24-1)
 	case port < 1 || port > 1<<16-1:
 		return Options{}, fmt.Errorf("%w: Backend: Port %d is outside 1 to 65535", subnet.ErrMalformedConfig, port)
-	case raw.MTU != 0 && (raw.MTU < minMTU[subnet.V4] || raw.MTU > maxMTU):
-		return Options{}, fmt.Errorf("%w: Backend: MTU %d is outside %d to %d", subnet.ErrMalformedConfig, raw.MTU, minMTU[subnet.V4], maxMTU)
+	case raw.MTU != 0 && (raw.MTU < subnet.MinMTU[subnet.V4] || raw.MTU > subnet.MaxMTU):
+		return Options{}, fmt.Errorf("%w: Backend: MTU %d is outside %d to %d", subnet.ErrMalformedConfig, raw.MTU, subnet.MinMTU[subnet.V4], subnet.MaxMTU)
 	}
 	return Options{
 		VNI: uint32(vni), Port: uint16(port), MTU: raw.MTU,
@@ -82,8 +84,9 @@ func (o Options) Unheeded() []string {
 	if o.Learning {
 		out = append(out, "Learning: entries come from the leases alone")
 	}
-	if o.DirectRouting {
-		out = append(out, "DirectRouting: every peer is tunnelled")
-	}
 	return out
 }
+
+// OnWire tells whether nodes with these options and with others reach one
+// another. Direct routes are each node's own decision.
+func (o Options) OnWire(other Options) bool { return o.VNI == other.VNI && o.Port == other.Port }

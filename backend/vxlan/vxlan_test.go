@@ -2,108 +2,12 @@ package vxlan
 
 import (
 	"errors"
-	"flag"
 	"net/netip"
-	"os"
-	"path/filepath"
-	"slices"
-	"strings"
 	"testing"
-	"time"
 
-	"github.com/google/go-cmp/cmp"
-
-	"github.com/ripstop-net/ripstop/backend"
+	"github.com/ripstop-net/ripstop/backend/plan"
 	"github.com/ripstop-net/ripstop/subnet"
 )
-
-var update = flag.Bool("update", false, "write the goldens anew")
-
-var modes = map[string]string{
-	"ipv4": `{"Network": "10.5.0.0/16"}`,
-	"ipv6": `{"EnableIPv4": false, "EnableIPv6": true, "IPv6Network": "fd00:10:5::/48"}`,
-	"dual": `{"EnableIPv6": true, "Network": "10.5.0.0/16", "IPv6Network": "fd00:10:5::/48", "Backend": {"Type": "vxlan", "VNI": 77, "Port": 4789, "MTU": 1400}}`,
-}
-
-// leases are what the store holds in the goldens: this node's, three peers',
-// two of them behind one VTEP, and one of a single family.
-func leases(c subnet.Config, o Options) []subnet.Lease {
-	lease := func(node string, four, six, public4, public6 string, mac byte) subnet.Lease {
-		l := subnet.Lease{Node: node, Backend: Type, ID: 1}
-		texts := subnet.PerFamily[[2]string]{{four, public4}, {six, public6}}
-		for f, text := range texts {
-			if c.Ranges[f].Enabled() && text[0] != "" {
-				l.Subnets[f] = netip.MustParsePrefix(text[0])
-				l.Endpoints[f] = subnet.Endpoint{PublicIP: netip.MustParseAddr(text[1]), VNI: o.VNI, MAC: subnet.MAC{2, byte(f), 0, 0, 0, mac}}
-			}
-		}
-		return l
-	}
-	all := []subnet.Lease{
-		lease("node-a", "10.5.1.0/24", "fd00:10:5:1::/64", "10.99.0.1", "fd99::1", 1),
-		lease("node-b", "10.5.2.0/24", "fd00:10:5:2::/64", "10.99.0.2", "fd99::2", 2),
-		lease("node-c", "10.5.3.0/24", "fd00:10:5:3::/64", "10.99.0.3", "fd99::3", 3),
-		lease("node-c", "10.5.4.0/24", "fd00:10:5:4::/64", "10.99.0.3", "fd99::3", 3),
-		lease("node-d", "10.5.5.0/24", "", "10.99.0.4", "", 4),
-	}
-	return slices.DeleteFunc(all, func(l subnet.Lease) bool { return l.Subnets == subnet.Subnets{} })
-}
-
-// TestStateOwedForLeases holds the goldens leases → State of the three modes.
-func TestStateOwedForLeases(t *testing.T) {
-	for mode, text := range modes {
-		t.Run(mode, func(t *testing.T) {
-			cfg, err := subnet.ParseConfig([]byte(text))
-			if err != nil {
-				t.Fatal(err)
-			}
-			opts, err := ParseOptions(cfg.Backend)
-			if err != nil {
-				t.Fatal(err)
-			}
-			all := leases(cfg, opts)
-			self := Self{Node: "node-a", Options: opts, Subnets: all[0].Subnets, Underlay: subnet.PerFamily[Underlay]{
-				{netip.MustParseAddr("10.99.0.1"), 1500}, {netip.MustParseAddr("fd99::1"), 1500},
-			}}
-			var in, out strings.Builder
-			mirror := subnet.NewMirror(cfg, subnet.Identity{Node: "node-a", PublicIP: subnet.PerFamily[netip.Addr]{all[0].Endpoints[0].PublicIP, all[0].Endpoints[1].PublicIP}}, self.Check)
-			mirror.Apply(time.Now(), subnet.Change{Whole: true, Leases: all})
-			own, err := self.Own()
-			if err != nil {
-				t.Fatal(err)
-			}
-			var owed backend.Ledger
-			owed.Owe(own...)
-			for _, l := range all {
-				in.WriteString(l.Subnets.Key() + " " + string(l.Record()) + "\n")
-			}
-			for _, l := range mirror.Peers() {
-				owed.Owe(self.Peer(l)...)
-			}
-			mtu, err := self.MTU()
-			if err != nil {
-				t.Fatal(err)
-			}
-			out.WriteString("leases\n" + in.String() + "\nstate\n" + owed.Want().String())
-			if want := map[string]int{"ipv4": 1450, "ipv6": 1430, "dual": 1400}[mode]; mtu != want {
-				t.Errorf("MTU %d, want %d", mtu, want)
-			}
-			path := filepath.Join("testdata", mode+".golden")
-			if *update {
-				if err := os.WriteFile(path, []byte(out.String()), 0o644); err != nil {
-					t.Fatal(err)
-				}
-			}
-			want, err := os.ReadFile(path)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if d := cmp.Diff(string(want), out.String()); d != "" {
-				t.Errorf("differs from %s (-update writes it anew):\n%s", path, d)
-			}
-		})
-	}
-}
 
 func TestParseOptions(t *testing.T) {
 	for text, want := range map[string]Options{
@@ -116,7 +20,7 @@ func TestParseOptions(t *testing.T) {
 			t.Errorf("%s: got %+v, %v", text, got, err)
 		}
 	}
-	if got := (Options{GBP: true, Learning: true, DirectRouting: true}).Unheeded(); len(got) != 3 {
+	if got := (Options{GBP: true, Learning: true, DirectRouting: true}).Unheeded(); len(got) != 2 {
 		t.Errorf("unheeded: %v", got)
 	}
 	for _, b := range []subnet.Backend{
@@ -184,11 +88,41 @@ func TestMTU(t *testing.T) {
 }
 
 func TestCheckRefusesAnotherVNI(t *testing.T) {
-	self := Self{Options: Options{VNI: 1}}
+	self := Options{VNI: 1}.Planner(plan.Self{})
 	for vni, ok := range map[uint32]bool{0: true, 1: true, 2: false} {
 		l := subnet.Lease{Endpoints: subnet.PerFamily[subnet.Endpoint]{{VNI: vni}}}
 		if err := self.Check(l); (err == nil) != ok {
 			t.Errorf("VNI %d: %v", vni, err)
+		}
+	}
+}
+
+// TestGatewaysAreEachPeersOwn: as the kernel knows peers apart by them, and as no
+// route covers those of IPv6.
+func TestGatewaysAreEachPeersOwn(t *testing.T) {
+	for subnets, want := range map[string]string{
+		"10.5.2.0/24": "10.5.2.0", "fd00:10:5:2::/64": "fe80::fd00:10:5:2", "2001:db8:7::/48": "fe80::2001:db8:7:0",
+	} {
+		if got := Gateway(netip.MustParsePrefix(subnets)); got != netip.MustParseAddr(want) {
+			t.Errorf("%s: %s, want %s", subnets, got, want)
+		}
+	}
+	seen := map[netip.Addr]netip.Prefix{}
+	for _, bits := range []int{56, 64, 80, 120} {
+		at := netip.MustParseAddr("fd00:10:5::")
+		for i := range 2000 {
+			raw := at.As16()
+			for shift, n := 0, i+1; shift < 12; shift, n = shift+1, n>>1 {
+				if n&1 == 1 { // The i-th subnet of that length.
+					raw[(bits-1-shift)/8] |= 0x80 >> ((bits - 1 - shift) % 8)
+				}
+			}
+			p := netip.PrefixFrom(netip.AddrFrom16(raw), bits)
+			g := Gateway(p)
+			if other, there := seen[g]; there && other.Addr() != p.Addr() || !g.IsLinkLocalUnicast() {
+				t.Fatalf("%s is the gateway of %s and %s", g, other, p)
+			}
+			seen[g] = p
 		}
 	}
 }

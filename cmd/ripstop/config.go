@@ -11,7 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/ripstop-net/ripstop/backend/vxlan"
+	"github.com/ripstop-net/ripstop/backend/planners"
 	"github.com/ripstop-net/ripstop/cmd/internal/settings"
 	"github.com/ripstop-net/ripstop/subnet"
 	"github.com/ripstop-net/ripstop/subnet/etcd"
@@ -110,9 +110,7 @@ func differsOnWire(old []byte, cfg subnet.Config) bool {
 	if err != nil {
 		return false
 	}
-	a, errA := vxlan.ParseOptions(was.Backend)
-	b, errB := vxlan.ParseOptions(cfg.Backend)
-	return errA == nil && errB == nil && (a.VNI != b.VNI || a.Port != b.Port)
+	return !planners.Compatible(was.Backend, cfg.Backend)
 }
 
 func newConfigGet(store *settings.Etcd) *cobra.Command {
@@ -190,12 +188,12 @@ func checkConfig(text []byte, warn io.Writer) (subnet.Config, error) {
 	if err != nil {
 		return cfg, err
 	}
-	opts, err := vxlan.ParseOptions(cfg.Backend)
+	opts, err := planners.Parse(cfg.Backend)
 	if err != nil {
 		return cfg, err
 	}
 	unknown := subnet.UnknownConfigKeys(text)
-	for _, key := range vxlan.UnknownKeys(cfg.Backend) {
+	for _, key := range planners.UnknownKeys(cfg.Backend) {
 		unknown = append(unknown, "Backend."+key)
 	}
 	for _, key := range unknown {

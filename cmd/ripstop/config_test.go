@@ -81,7 +81,7 @@ func TestConfig(t *testing.T) {
 	r.fails("there is no network config in etcd", "config", "get")
 	r.fails("there is no network config in etcd", "config", "check")
 	r.fails("Network is missing: IPv4 is enabled and needs one: nothing was written", "config", "set", `{}`)
-	r.fails(`no backend of Type "udp"`, "config", "set", `{"Network":"10.5.0.0/16","Backend":{"Type":"udp"}}`)
+	r.fails(`no backend of Type "udp": there are vxlan, host-gw, alloc`, "config", "set", `{"Network":"10.5.0.0/16","Backend":{"Type":"udp"}}`)
 	r.fails(`unknown command "bogus"`, "config", "bogus")
 	r.fails("VNI 0 is outside", "config", "set", `{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan","VNI":0}}`)
 	r.fails("there is no network config in etcd", "config", "get")
@@ -118,6 +118,11 @@ func TestConfig(t *testing.T) {
 	}
 	r.fails("give JSON such as", "config", "set", "10.5.0.0/16")
 	r.says("IPv6Network has no effect", "config", "check", `{"Network": "10.5.0.0/16", "IPv6Network": "fd00:10:5::/48"}`)
+	r.says(`the key "Backend.VNI" means nothing`, "config", "check", `{"Network": "10.5.0.0/16", "Backend": {"Type": "host-gw", "VNI": 1}}`)
+	if out, err := r.run("", "config", "set", `{"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan", "DirectRouting": true}}`); err != nil || strings.Contains(out, "at once") || strings.Contains(out, "no effect") {
+		t.Errorf("direct routes: %s %v", out, err)
+	}
+	r.says("Restart them all at once", "config", "set", `{"Network": "10.5.0.0/16", "Backend": {"Type": "host-gw"}}`)
 	r.says("Restart them all at once", "config", "set", `{"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan", "VNI": 7}}`)
 }
 

@@ -11,6 +11,7 @@ import (
 
 	"github.com/ripstop-net/ripstop/cmd/internal/settings"
 	"github.com/ripstop-net/ripstop/network"
+	"github.com/ripstop-net/ripstop/network/firewall"
 	"github.com/ripstop-net/ripstop/subnet"
 	"github.com/ripstop-net/ripstop/subnet/etcd"
 )
@@ -22,6 +23,7 @@ const envPrefix = "RIPSTOPD"
 type config struct {
 	etcd     etcd.Options
 	node     network.Options
+	firewall firewall.Options
 	logLevel string
 	version  bool
 }
@@ -39,6 +41,8 @@ func newFlags() (*pflag.FlagSet, func() (config, error)) {
 		store                settings.Etcd
 		ttl                  time.Duration
 		publicIP, publicIPv6 string
+		unmasqueraded        []string
+		guard                string
 	)
 	flags := pflag.NewFlagSet("ripstopd", pflag.ContinueOnError)
 	flags.SortFlags = false
@@ -48,7 +52,11 @@ func newFlags() (*pflag.FlagSet, func() (config, error)) {
 	flags.StringVar(&publicIP, "public-ip", "", "IPv4 `address` at which peers reach this node (the interface's if empty)")
 	flags.StringVar(&publicIPv6, "public-ipv6", "", "IPv6 `address` at which peers reach this node (the interface's if empty)")
 	flags.StringVar(&c.node.SubnetFile, "subnet-file", "/run/flannel/subnet.env", "`file` in which CNI plugins and Docker find the node's subnet")
-	flags.BoolVar(&c.node.IPMasq, "ip-masq", false, "say in the subnet file that traffic leaving the network is masqueraded (the rules themselves are not made yet)")
+	flags.BoolVar(&c.node.IPMasq, "ip-masq", false, "masquerade what pods send out of the network, and say so in the subnet file")
+	flags.StringSliceVar(&unmasqueraded, "non-masquerade-cidrs", nil, "`prefixes` outside the network to which pods' own addresses are known, not to be masqueraded")
+	flags.StringVar(&guard, "guard", "on", "on or off: drop VXLAN packets of this network from others than its nodes")
+	flags.BoolVar(&c.firewall.ForwardRules, "iptables-forward-rules", true, "accept pods' traffic in iptables' FORWARD chain where that would drop it")
+	flags.Int("iptables-resync", 0, "accepted for flannel's sake and without effect: rules are put back when they are changed")
 	flags.StringVar(&c.node.Name, "node-name", "", "`name` that identifies this node to others (the host's name if empty)")
 	flags.DurationVar(&ttl, "lease-ttl", subnet.DefaultLeaseTTL, "`time` for which the subnet is kept for this node when it is gone")
 	flags.DurationVar(&c.node.PeerGrace, "peer-grace", network.DefaultPeerGrace, "`time` for which peers are kept whose records went with a wiped or replaced etcd (0 for none)")
@@ -71,6 +79,20 @@ func newFlags() (*pflag.FlagSet, func() (config, error)) {
 		}
 		if c.node.AuditEvery < minAuditEvery {
 			return config{}, fmt.Errorf("--audit-every: %s is less than %s", c.node.AuditEvery, minAuditEvery)
+		}
+		if c.firewall.Guard = guard == "on"; guard != "on" && guard != "off" {
+			return config{}, fmt.Errorf("--guard: %q is neither on nor off", guard)
+		}
+		c.firewall.Masquerade = c.node.IPMasq
+		for _, text := range unmasqueraded {
+			p, err := netip.ParsePrefix(text)
+			if err != nil {
+				return config{}, fmt.Errorf("--non-masquerade-cidrs: %q is no prefix in CIDR form", text)
+			}
+			c.firewall.Unmasqueraded = append(c.firewall.Unmasqueraded, p)
+		}
+		if err := c.firewall.Check(); err != nil {
+			return config{}, fmt.Errorf("--non-masquerade-cidrs: %w", err)
 		}
 		for _, p := range []struct {
 			flag, text string

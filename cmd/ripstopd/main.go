@@ -16,6 +16,7 @@ import (
 	"github.com/ripstop-net/ripstop/backend/vxlan"
 	"github.com/ripstop-net/ripstop/cmd/internal/settings"
 	"github.com/ripstop-net/ripstop/network"
+	"github.com/ripstop-net/ripstop/network/firewall"
 	"github.com/ripstop-net/ripstop/subnet/etcd"
 )
 
@@ -78,9 +79,16 @@ func run(ctx context.Context, c config) error {
 		return err
 	}
 	defer func() { _ = k.Close() }()
-	err = network.New(c.node, store, store, k, k, log).Run(ctx)
+	filter, err := firewall.Open(c.firewall, log)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = filter.Close() }()
+	node := network.New(c.node, store, store, k, k, log)
+	node.UseFirewall(filter)
+	err = node.Run(ctx)
 	if err == nil {
-		log.Info("told to stop: lease, device and entries stay as they are")
+		log.Info("told to stop: lease, device, entries and rules stay as they are")
 	}
 	return err
 }

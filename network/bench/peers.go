@@ -6,6 +6,7 @@ import (
 	"net/netip"
 
 	"github.com/ripstop-net/ripstop/backend"
+	"github.com/ripstop-net/ripstop/backend/plan"
 	"github.com/ripstop-net/ripstop/backend/vxlan"
 	"github.com/ripstop-net/ripstop/subnet"
 )
@@ -74,7 +75,7 @@ func (p peers) moved(n int) subnet.Lease {
 
 // entries is what the leases owe.
 func (p peers) entries(leases []subnet.Lease) *backend.State {
-	self := vxlan.Self{Subnets: p.own, Options: vxlan.Options{VNI: vni}}
+	self := vxlan.Self{Self: plan.Self{Subnets: p.own}, Options: vxlan.Options{VNI: vni}}
 	out := &backend.State{}
 	for _, l := range leases {
 		for _, e := range self.Peer(l) {

@@ -35,7 +35,7 @@ type failure struct {
 	times int
 	until time.Time
 	// waits says that it was left out because of another, blocked that
-	// somebody else's thing is in the way.
+	// somebody else's thing is in the way or a link of the host's is missing.
 	waits, blocked bool
 	// tried is the last time; early says that the next is ahead of its time;
 	// vain counts the last of those that were for nothing.
@@ -97,7 +97,8 @@ func (r *failing) freed(id backend.Entry, now time.Time) {
 	}
 }
 
-// freedAll is freed for all that somebody else's things are in the way of.
+// freedAll is freed for all that somebody else's things are in the way of, or
+// that want a link.
 func (r *failing) freedAll(now time.Time) {
 	for id, f := range r.entries {
 		if f.blocked {
@@ -135,7 +136,7 @@ func (r *failing) add(failures []backend.Failure, now time.Time) (surprising boo
 		was, known := r.entries[id]
 		is := failure{
 			verb: f.Op.Verb, text: f.Err.Error(), times: was.times + 1, tried: now,
-			waits: errors.Is(f.Err, backend.ErrBlocked), blocked: errors.Is(f.Err, backend.ErrInTheWay),
+			waits: errors.Is(f.Err, backend.ErrBlocked), blocked: errors.Is(f.Err, backend.ErrInTheWay) || needsLink(f),
 		}
 		if was.early {
 			is.times, is.vain = was.times, was.vain+1

@@ -105,7 +105,9 @@ func openEcho(ctx context.Context, ns *Namespace, from, to netip.Addr, opts Ping
 	if from.IsValid() {
 		local = from.String()
 	}
-	config := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error { return dontFragment(c, s.v4, opts.DontFragment) }}
+	config := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
+		return errors.Join(roomForBursts(c), dontFragment(c, s.v4, opts.DontFragment))
+	}}
 	err := ns.Do(func() error {
 		c, err := config.ListenPacket(ctx, network, local)
 		if err != nil {
@@ -135,6 +137,20 @@ func (s *echoSocket) filter() error {
 	f.SetAll(true)
 	f.Accept(ipv6.ICMPTypeEchoReply)
 	return ipv6.NewPacketConn(s.conn).SetICMPFilter(&f)
+}
+
+// echoBuffer is a socket's receive buffer, in bytes.
+const echoBuffer = 4 << 20
+
+// roomForBursts keeps what a process finds that was kept from running for a while:
+// it then sends all that is due at once, and the answers come to every ping socket
+// of the namespace. What does not fit into a buffer looks lost on the way.
+func roomForBursts(c syscall.RawConn) error {
+	var err error
+	ctlErr := c.Control(func(fd uintptr) {
+		err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, echoBuffer)
+	})
+	return errors.Join(ctlErr, err)
 }
 
 // dontFragment sets or clears DF on what a socket sends. IPV6_MTU_DISCOVER

@@ -11,6 +11,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/ripstop-net/ripstop/backend/vxlan"
 	"github.com/ripstop-net/ripstop/network/envfile"
 	"github.com/ripstop-net/ripstop/subnet"
 )
@@ -133,7 +134,7 @@ func belongs(h *Host, env envfile.Env) func(netip.Addr) bool {
 	return func(a netip.Addr) bool {
 		for _, f := range subnet.Families {
 			// The subnet file has the gateway's address, the base is before it.
-			if s := env.Subnets[f]; s.IsValid() && (a == h.Address(f) || a == s.Masked().Addr()) {
+			if s := env.Subnets[f]; s.IsValid() && (a == h.Address(f) || a == s.Masked().Addr() || a == vxlan.Gateway(s.Masked())) {
 				return true
 			}
 		}
@@ -235,7 +236,7 @@ func flapUnderlay(t *testing.T, l *Lab, h *Host) error {
 				return err
 			}
 		}
-		return configure(n, hostInterface, l.underlay.prefixes(h.number), l.underlay.prefixes(gatewayNumber))
+		return configure(n, hostInterface, l.underlay.prefixes(h.at, h.number), l.underlay.prefixes(h.at, gatewayNumber))
 	})
 	return errors.Join(err, h.Namespace.awaitUp(t.Context(), hostInterface))
 }
@@ -254,5 +255,5 @@ func remakeUnderlay(t *testing.T, l *Lab, h *Host) error {
 		return err
 	}
 	time.Sleep(downFor)
-	return l.underlay.plug(t.Context(), h.Namespace, h.number)
+	return h.plug(t.Context())
 }

@@ -64,6 +64,7 @@ func TestFaults(t *testing.T) {
 	}{
 		{"host", func(t *testing.T) { s.hostFaults(t, Dual) }},
 		{"host-ipv4", func(t *testing.T) { s.hostFaults(t, IPv4) }},
+		{"direct", s.directFaults},
 		{"store", s.storeFaults},
 		{"restarts", s.manyRestarts},
 	} {
@@ -103,6 +104,7 @@ type reach int
 const (
 	nobody  reach = iota // No path breaks: no ping may be lost.
 	onePeer              // The path to the second host.
+	farPeer              // The path to the third host.
 	allPeers
 )
 
@@ -145,7 +147,7 @@ func stopFlows(t *testing.T, l *Lab, flows []flow, r reach) (row faultRow) {
 	group.Wait()
 	for i, f := range flows {
 		lost := reports[i].Lost
-		if r == allPeers || r == onePeer && f.peer == l.Hosts[1] {
+		if r == allPeers || r == onePeer && f.peer == l.Hosts[1] || r == farPeer && f.peer == l.Hosts[2] {
 			row.gap = max(row.gap, reports[i].LongestGap)
 			row.lost += lost
 			continue

@@ -33,11 +33,19 @@ type Host struct {
 
 	lab    *Lab
 	number int
+	at     segment
+	mtu    int // Of its interface on the underlay.
 	daemon *daemon
 }
 
 func (l *Lab) newHost(ctx context.Context, number int) (*Host, error) {
-	h := &Host{Name: fmt.Sprintf("node%d", number), lab: l, number: number}
+	h := &Host{Name: fmt.Sprintf("node%d", number), lab: l, number: number, at: near, mtu: underlayMTU}
+	if number > l.opts.Nodes-l.opts.Far && number <= l.opts.Nodes {
+		h.at = far
+	}
+	if number <= len(l.opts.MTUs) && l.opts.MTUs[number-1] != 0 {
+		h.mtu = l.opts.MTUs[number-1]
+	}
 	h.Dir = filepath.Join(l.Dir, h.Name)
 	if err := os.MkdirAll(h.Dir, 0o755); err != nil {
 		return nil, fmt.Errorf("make the folder of %s: %w", h.Name, err)
@@ -47,7 +55,7 @@ func (l *Lab) newHost(ctx context.Context, number int) (*Host, error) {
 		return nil, err
 	}
 	if err = h.Namespace.forward(); err == nil {
-		err = l.underlay.plug(ctx, h.Namespace, number)
+		err = h.plug(ctx)
 	}
 	if err != nil {
 		return nil, errors.Join(err, h.Namespace.Close())
@@ -55,8 +63,13 @@ func (l *Lab) newHost(ctx context.Context, number int) (*Host, error) {
 	return h, nil
 }
 
+// plug connects the host to the underlay.
+func (h *Host) plug(ctx context.Context) error {
+	return h.lab.underlay.plug(ctx, h.at, h.Namespace, h.number, h.mtu)
+}
+
 // Address is the host's on the underlay.
-func (h *Host) Address(f subnet.Family) netip.Addr { return underlayPrefix(f, h.number).Addr() }
+func (h *Host) Address(f subnet.Family) netip.Addr { return h.at.prefix(f, h.number).Addr() }
 
 // SubnetFile is where the daemon writes what it leased.
 func (h *Host) SubnetFile() string { return filepath.Join(h.Dir, "subnet.env") }

@@ -63,10 +63,16 @@ func (l *Lab) start(ctx context.Context) (err error) {
 		}
 		l.tempDir = true
 	}
-	if l.underlay, err = newUnderlay(l.opts.Mode.Families()); err != nil {
+	segments := []segment{near}
+	if l.opts.Far > 0 {
+		segments = append(segments, far)
+	}
+	if l.underlay, err = newUnderlay(l.opts.Mode.Families(), segments...); err != nil {
 		return err
 	}
-	l.say("underlay: a bridge at %s", l.underlay.prefixes(gatewayNumber))
+	for _, s := range segments {
+		l.say("underlay: a bridge at %s", l.underlay.prefixes(s, gatewayNumber))
+	}
 	if err := l.startEtcd(ctx); err != nil {
 		return err
 	}
@@ -93,7 +99,7 @@ func (l *Lab) startEtcd(ctx context.Context) (err error) {
 	if l.etcdNS, err = NewNamespace("etcd"); err != nil {
 		return err
 	}
-	if err := l.underlay.plug(ctx, l.etcdNS, etcdNumber); err != nil {
+	if err := l.underlay.plug(ctx, near, l.etcdNS, etcdNumber, underlayMTU); err != nil {
 		return err
 	}
 	dir := filepath.Join(l.Dir, "etcd")
@@ -163,8 +169,10 @@ func (l *Lab) settle(ctx context.Context, h *Host) error {
 		return err
 	}
 	ready := time.Since(l.DaemonsStarted)
-	if err := h.addPods(ctx, l.opts.PodsPerNode); err != nil {
-		return err
+	if !l.opts.NoPods {
+		if err := h.addPods(ctx, l.opts.PodsPerNode); err != nil {
+			return err
+		}
 	}
 	env, err := h.Env()
 	if err != nil {
@@ -227,7 +235,7 @@ func (l *Lab) Underlay() *Namespace { return l.underlay.ns }
 func (l *Lab) EtcdNamespace() *Namespace { return l.etcdNS }
 
 // EtcdAddress is etcd's on the underlay.
-func (l *Lab) EtcdAddress(f subnet.Family) netip.Addr { return underlayPrefix(f, etcdNumber).Addr() }
+func (l *Lab) EtcdAddress(f subnet.Family) netip.Addr { return near.prefix(f, etcdNumber).Addr() }
 
 // Close ends all processes and lets go of all namespaces. The folder stays,
 // unless it was a temporary one.

@@ -58,8 +58,16 @@ type Options struct {
 	// Nodes is the number of hosts to begin with, at most MaxNodes.
 	Nodes int
 	Mode  Mode
+	// Far is how many of these, the last ones, are on a link of their own behind a
+	// router. A lab that has such has at most 16 nodes.
+	Far int
+	// MTUs are those of the hosts' interfaces on the underlay, in bytes; 0, or
+	// none, takes 1500, which is the most.
+	MTUs []int
 	// PodsPerNode is 1 where it is 0.
 	PodsPerNode int
+	// NoPods leaves the pods, and their bridge, to others.
+	NoPods bool
 	// Dir receives logs, state and etcd's data, and stays. Where it is empty a
 	// temporary folder serves and is removed by Close.
 	Dir string
@@ -77,6 +85,10 @@ func (o *Options) complete() error {
 	switch {
 	case o.Nodes < 1 || o.Nodes > MaxNodes:
 		return fmt.Errorf("a lab has 1 to %d nodes, not %d", MaxNodes, o.Nodes)
+	case o.Far < 0 || o.Far > o.Nodes || o.Far > 0 && o.Nodes > fewHosts:
+		return fmt.Errorf("%d of %d hosts cannot be behind a router", o.Far, o.Nodes)
+	case slices.ContainsFunc(o.MTUs, func(mtu int) bool { return mtu < 0 || mtu > underlayMTU }):
+		return fmt.Errorf("the underlay carries at most %d bytes: %v", underlayMTU, o.MTUs)
 	case o.PodsPerNode < 0 || o.PodsPerNode > MaxPods:
 		return fmt.Errorf("a node of the lab has 1 to %d pods, not %d", MaxPods, o.PodsPerNode)
 	case o.Daemon == "":
@@ -121,10 +133,10 @@ const (
 	etcdNumber    = 253
 )
 
-// underlayPrefix is the address of the n-th machine on the underlay.
-func underlayPrefix(f subnet.Family, n int) netip.Prefix {
+// prefix is the address of the n-th machine on a link of the underlay.
+func (s segment) prefix(f subnet.Family, n int) netip.Prefix {
 	if f == subnet.V4 {
-		return netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 99, 0, byte(n)}), 24)
+		return netip.PrefixFrom(netip.AddrFrom4([4]byte{10, s.network, 0, byte(n)}), 24)
 	}
 	// The number is written as decimal digits, fd99::12 is node12's; the two
 	// that are not hosts have letters, so that they meet no host.
@@ -135,5 +147,5 @@ func underlayPrefix(f subnet.Family, n int) netip.Prefix {
 	case etcdNumber:
 		digits = "fd"
 	}
-	return netip.PrefixFrom(netip.MustParseAddr("fd99::"+digits), 64)
+	return netip.PrefixFrom(netip.MustParseAddr(fmt.Sprintf("fd%d::%s", s.network, digits)), 64)
 }

@@ -56,7 +56,7 @@ func picture(h *Host) ([]string, error) {
 				return err
 			}
 			for _, r := range routes {
-				out = append(out, fmt.Sprintf("route %s via %s dev %s metric %d table %d", r.Dst, r.Gw, names[r.LinkIndex], r.Priority, r.Table))
+				out = append(out, fmt.Sprintf("route %s via %s dev %s metric %d table %d mtu %d", r.Dst, r.Gw, names[r.LinkIndex], r.Priority, r.Table, r.MTU))
 			}
 		}
 		return nil

@@ -1,7 +1,6 @@
 package lab
 
 import (
-	"net/netip"
 	"slices"
 	"testing"
 	"time"
@@ -58,7 +57,6 @@ func TestPodsTalk(t *testing.T) {
 // all that its pod sends and gets must pass.
 func checkUnderlay(t *testing.T, l *Lab, packets []ipPacket, a, b *Host) {
 	t.Helper()
-	type way struct{ from, to netip.Addr }
 	tunnelled := map[way]int{} // Largest outer packet that carries UDP, by inner addresses.
 	for _, p := range packets {
 		for _, pod := range l.Pods() {

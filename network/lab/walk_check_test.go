@@ -20,6 +20,8 @@ import (
 
 	"github.com/ripstop-net/ripstop/backend"
 	"github.com/ripstop-net/ripstop/backend/kernel"
+	"github.com/ripstop-net/ripstop/backend/plan"
+	"github.com/ripstop-net/ripstop/backend/planners"
 	"github.com/ripstop-net/ripstop/backend/vxlan"
 	"github.com/ripstop-net/ripstop/subnet"
 )
@@ -77,6 +79,8 @@ func (w *walk) unmoved() error {
 				return true
 			case unix.RTM_NEWNEIGH: // A neighbour that the kernel learnt.
 				return binary.NativeEndian.Uint16(a.body[8:])&unix.NUD_PERMANENT == 0
+			case unix.RTM_DELNEIGH: // One that it made for multicast.
+				return a.body[0] != unix.AF_BRIDGE && binary.NativeEndian.Uint16(a.body[8:])&unix.NUD_NOARP != 0
 			}
 			return false
 		})
@@ -119,7 +123,7 @@ func (w *walk) audited() error {
 // each kernel has exactly what a new plan made of these records says, and what
 // the records themselves say.
 func (w *walk) asPlanned() error {
-	ctx, cancel := context.WithTimeout(w.t.Context(), 2*time.Second)
+	ctx, cancel := context.WithTimeout(w.t.Context(), walkLimit)
 	defer cancel()
 	answer, err := w.store.Get(ctx, Prefix+"/", clientv3.WithPrefix())
 	if err != nil {
@@ -203,15 +207,16 @@ func (w *walk) hostAsPlanned(ctx context.Context, h *Host, cfg subnet.Config, le
 
 // walkPlan is what a host owes for records, planned from nothing.
 func walkPlan(h *Host, cfg subnet.Config, leases []subnet.Lease, own subnet.Subnets) (*backend.State, error) {
-	opts, err := vxlan.ParseOptions(cfg.Backend)
+	opts, err := planners.Parse(cfg.Backend)
 	if err != nil {
 		return nil, err
 	}
-	self, id := vxlan.Self{Node: h.Name, Options: opts, Subnets: own}, subnet.Identity{Node: h.Name}
+	node, id := plan.Self{Node: h.Name, Subnets: own}, subnet.Identity{Node: h.Name}
 	for _, f := range cfg.Families() {
-		self.Underlay[f] = vxlan.Underlay{Addr: h.Address(f), MTU: underlayMTU}
+		node.Underlay[f] = plan.Underlay{Interface: hostInterface, Addr: h.Address(f), MTU: underlayMTU}
 		id.PublicIP[f] = h.Address(f)
 	}
+	self := opts.Planner(node)
 	mirror := subnet.NewMirror(cfg, id, self.Check)
 	mirror.Apply(time.Now(), subnet.Change{Whole: true, Leases: leases})
 	entries, err := self.Own()

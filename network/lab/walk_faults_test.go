@@ -1,7 +1,6 @@
 package lab
 
 import (
-	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -145,10 +144,15 @@ func wipeEtcd(w *walk, _ *Host, _ *rand.Rand) (func() error, error) {
 		_, err := w.store.Put(ctx, Prefix+"/config", w.lab.opts.Config)
 		return err
 	})
-	// As any peer, it claims its subnet again; also one of which a snapshot may
-	// still tell, for what that has and the store has not is held.
-	if ghost := w.ghost; err == nil && (ghost != "" || time.Since(w.wentAt) < snapshotAge) {
-		err = w.setGhost(cmp.Or(ghost, w.gone))
+	switch {
+	case err != nil:
+	case w.ghost != "": // As any peer, it claims its subnet again.
+		err = w.setGhost(w.ghost)
+	case time.Since(w.wentAt) < snapshotAge:
+		// A snapshot may still tell of it, and what that has and the store has
+		// not is held.
+		w.move(w.lab.Hosts...)
+		err = w.setGhost(w.gone)
 	}
 	return nil, err
 }
@@ -160,6 +164,9 @@ const snapshotAge = 15 * time.Second
 // changes and goes as the walk likes. No node has its subnets.
 const ghostKey = "10.5.255.0-24&fd00:10:5:ffff::-64"
 
+// brokenRecord cannot be read.
+const brokenRecord = "{"
+
 // newGhost draws a record of the ghost's: another may hold its subnet, it may be
 // at another address, have another MAC.
 func newGhost(r *rand.Rand) string {
@@ -170,7 +177,7 @@ func newGhost(r *rand.Rand) string {
 
 // setGhost writes a record of the ghost's, or deletes it where there is none.
 func (w *walk) setGhost(record string) error {
-	if record == "" && w.ghost != "" {
+	if record == "" && w.ghost != "" && w.ghost != brokenRecord {
 		w.gone, w.wentAt = w.ghost, time.Now()
 	}
 	w.ghost = record
@@ -187,7 +194,7 @@ func (w *walk) setGhost(record string) error {
 // breakGhost makes the record one that cannot be read, until it is mended.
 func breakGhost(w *walk, _ *Host, _ *rand.Rand) (func() error, error) {
 	good := w.ghost
-	err := w.setGhost("{")
+	err := w.setGhost(brokenRecord)
 	return func() error { return w.setGhost(good) }, err
 }
 

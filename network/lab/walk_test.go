@@ -95,10 +95,11 @@ func (w *walk) burst(r *rand.Rand) {
 		if !slices.Equal(f.on(h), onEtcd(h)) || f.name == "record deleted" {
 			name += " on " + h.Name
 		}
-		for _, o := range w.lab.Hosts {
-			if f.moves == allOverlays || f.moves == ownOverlay && o == h {
-				w.moved[o] = true
-			}
+		switch f.moves {
+		case ownOverlay:
+			w.move(h)
+		case allOverlays:
+			w.move(w.lab.Hosts...)
 		}
 		var mend func() error
 		do(name, func() (err error) {
@@ -117,6 +118,13 @@ func (w *walk) burst(r *rand.Rand) {
 	for _, mend := range mends {
 		time.Sleep(time.Duration(r.IntN(700)) * time.Millisecond)
 		mend()
+	}
+}
+
+// move notes that the overlays of hosts may change.
+func (w *walk) move(hosts ...*Host) {
+	for _, h := range hosts {
+		w.moved[h] = true
 	}
 }
 

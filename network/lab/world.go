@@ -20,41 +20,68 @@ const (
 	podInterface  = "eth0"
 	podBridge     = "cni0"
 	underlayName  = "underlay"
+	farName       = "far"
 )
 
 // underlayMTU is that of the hosts' interfaces, in bytes.
 const underlayMTU = 1500
 
 // underlay is the network between the hosts: a bridge in a namespace of its
-// own, which is also the hosts' gateway, though it leads nowhere.
+// own, which is also the hosts' gateway. There may be a second bridge, to which it
+// is the router; else it leads nowhere.
 type underlay struct {
 	ns       *Namespace
 	families []subnet.Family
 }
 
-func newUnderlay(families []subnet.Family) (*underlay, error) {
+// segment is a link of the underlay: a bridge and the addresses on it.
+type segment struct {
+	bridge  string
+	network byte
+}
+
+// near is the link of the store and of most hosts, far the one behind the router.
+var (
+	near = segment{underlayName, 99}
+	far  = segment{farName, 98}
+)
+
+func newUnderlay(families []subnet.Family, segments ...segment) (*underlay, error) {
 	ns, err := NewNamespace(underlayName)
 	if err != nil {
 		return nil, err
 	}
 	u := &underlay{ns: ns, families: families}
 	err = ns.netlink(func(h *netlink.Handle) error {
-		bridge, err := addBridge(h, underlayName, underlayMTU)
-		if err != nil {
-			return err
+		for _, s := range segments {
+			bridge, err := addBridge(h, s.bridge, underlayMTU)
+			if err != nil {
+				return err
+			}
+			// Unless it is set, a bridge's MAC is the least of its ports', and those
+			// who know the router by it lose it with that port.
+			if err := h.LinkSetHardwareAddr(bridge, underlayMAC(gatewayNumber)); err != nil {
+				return fmt.Errorf("set the MAC of %s: %w", s.bridge, err)
+			}
+			if err := addAddresses(h, bridge, u.prefixes(s, gatewayNumber)); err != nil {
+				return err
+			}
 		}
-		return addAddresses(h, bridge, u.prefixes(gatewayNumber))
+		return nil
 	})
+	if err == nil && len(segments) > 1 {
+		err = ns.forward()
+	}
 	if err != nil {
 		return nil, errors.Join(err, ns.Close())
 	}
 	return u, nil
 }
 
-func (u *underlay) prefixes(n int) []netip.Prefix {
+func (u *underlay) prefixes(s segment, n int) []netip.Prefix {
 	var out []netip.Prefix
 	for _, f := range u.families {
-		out = append(out, underlayPrefix(f, n))
+		out = append(out, s.prefix(f, n))
 	}
 	return out
 }
@@ -80,7 +107,7 @@ func (u *underlay) acquaint(ns *Namespace, others []int) error {
 			for _, f := range u.families {
 				entry := &netlink.Neigh{
 					LinkIndex: link.Attrs().Index, State: netlink.NUD_PERMANENT,
-					IP: underlayPrefix(f, n).Addr().AsSlice(), HardwareAddr: underlayMAC(n),
+					IP: near.prefix(f, n).Addr().AsSlice(), HardwareAddr: underlayMAC(n),
 				}
 				if err := h.NeighSet(entry); err != nil {
 					return fmt.Errorf("add neighbour %s: %w", entry.IP, err)
@@ -91,19 +118,20 @@ func (u *underlay) acquaint(ns *Namespace, others []int) error {
 	})
 }
 
-// plug connects a namespace to the underlay: eth0 with the addresses of the
-// number and a default route. The bridge's port bears the namespace's name.
-func (u *underlay) plug(ctx context.Context, ns *Namespace, number int) error {
-	if err := plug(u.ns, underlayName, ns.name, ns, hostInterface, underlayMAC(number), underlayMTU); err != nil {
+// plug connects a namespace to a link of the underlay: eth0 with the addresses of
+// the number, an MTU in bytes, and a default route. The bridge's port bears the
+// namespace's name.
+func (u *underlay) plug(ctx context.Context, at segment, ns *Namespace, number, mtu int) error {
+	if err := plug(u.ns, at.bridge, ns.name, ns, hostInterface, underlayMAC(number), mtu); err != nil {
 		return err
 	}
 	err := ns.netlink(func(h *netlink.Handle) error {
-		return configure(h, hostInterface, u.prefixes(number), u.prefixes(gatewayNumber))
+		return configure(h, hostInterface, u.prefixes(at, number), u.prefixes(at, gatewayNumber))
 	})
 	if err != nil {
 		return err
 	}
-	return errors.Join(u.ns.awaitUp(ctx, ns.name, underlayName), ns.awaitUp(ctx, hostInterface))
+	return errors.Join(u.ns.awaitUp(ctx, ns.name, at.bridge), ns.awaitUp(ctx, hostInterface))
 }
 
 // upLimit bounds the wait for an interface that is up.
@@ -195,6 +223,13 @@ func addBridge(h *netlink.Handle, name string, mtu int) (netlink.Link, error) {
 	}
 	if err := h.LinkSetUp(bridge); err != nil {
 		return nil, fmt.Errorf("bring up %s: %w", name, err)
+	}
+	// Unless it is set, it becomes the least of the ports' (br_mtu_auto_adjust),
+	// and to set what is so already does nothing (netif_set_mtu_ext).
+	for _, to := range []int{mtu + 1, mtu} {
+		if err := h.LinkSetMTU(bridge, to); err != nil {
+			return nil, fmt.Errorf("set the MTU of %s: %w", name, err)
+		}
 	}
 	return bridge, nil
 }

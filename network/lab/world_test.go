@@ -12,7 +12,7 @@ import (
 // Two machines on the underlay reach each other and the gateway, with no word
 // of ripstopd.
 func TestUnderlayJoinsMachines(t *testing.T) {
-	u, err := newUnderlay(subnet.Families[:])
+	u, err := newUnderlay(subnet.Families[:], near)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -24,14 +24,14 @@ func TestUnderlayJoinsMachines(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer ns.Close()
-		if err := u.plug(t.Context(), ns, i+1); err != nil {
+		if err := u.plug(t.Context(), near, ns, i+1, underlayMTU); err != nil {
 			t.Fatal(err)
 		}
 		machines = append(machines, ns)
 	}
 	for _, f := range subnet.Families {
 		for _, to := range []int{2, gatewayNumber} {
-			rtt, err := Ping(t.Context(), machines[0], netip.Addr{}, underlayPrefix(f, to).Addr(), PingOptions{})
+			rtt, err := Ping(t.Context(), machines[0], netip.Addr{}, near.prefix(f, to).Addr(), PingOptions{})
 			if err != nil {
 				t.Errorf("%s to %d: %v", f, to, err)
 			}

@@ -34,6 +34,8 @@ type Choice struct {
 	Local, Public netip.Addr
 	// MTU is the interface's, in bytes.
 	MTU int
+	// OnLink are the family's prefixes whose addresses are on its link.
+	OnLink []netip.Prefix
 	// Reason says why it was chosen, for the log.
 	Reason string
 }
@@ -50,9 +52,23 @@ func Choose(wish Wish, families []subnet.Family, host []backend.Interface) (subn
 		if !c.Public.IsValid() {
 			c.Public = c.Local
 		}
+		for _, i := range host {
+			if i.Name == c.Interface {
+				c.OnLink = onLink(i, f)
+			}
+		}
 		out[f] = c
 	}
 	return out, nil
+}
+
+func onLink(i backend.Interface, f subnet.Family) (out []netip.Prefix) {
+	for _, p := range i.OnLink {
+		if subnet.FamilyOf(p.Addr()) == f {
+			out = append(out, p)
+		}
+	}
+	return out
 }
 
 func choose(wish Wish, f subnet.Family, host []backend.Interface) (Choice, error) {

@@ -1,0 +1,66 @@
+// Package hostgw plans the host-gw backend's forwarding state: every peer is on
+// the underlay's link and reached by a plain route, without a tunnel. It is pure.
+package hostgw
+
+import (
+	"fmt"
+	"net/netip"
+
+	"github.com/ripstop-net/ripstop/backend"
+	"github.com/ripstop-net/ripstop/backend/plan"
+	"github.com/ripstop-net/ripstop/subnet"
+)
+
+// Type is the backend's name in the network config and in records.
+const Type = "host-gw"
+
+// Options are the keys of the config's Backend object: there are none.
+type Options struct{}
+
+// Unheeded implements plan.Options.
+func (Options) Unheeded() []string { return nil }
+
+// Endpoints implements plan.Options.
+func (Options) Endpoints(_ string, public subnet.PerFamily[netip.Addr]) subnet.PerFamily[subnet.Endpoint] {
+	return plan.Addresses(public)
+}
+
+// Planner implements plan.Options.
+func (Options) Planner(s plan.Self) plan.Planner { return Self{s} }
+
+// Self is what the planner knows of the node itself.
+type Self struct{ plan.Self }
+
+// Own returns nothing: there is no device.
+func (Self) Own() ([]backend.Entry, error) { return nil, nil }
+
+// Peer returns the plain route to the peer's subnet, per family that both have. A
+// peer that is not on the link gets none.
+func (s Self) Peer(l subnet.Lease) []backend.Entry {
+	var out []backend.Entry
+	own, err := s.MTU()
+	if err != nil {
+		own = 0
+	}
+	for _, f := range subnet.Families {
+		u, public := s.Underlay[f], l.Endpoints[f].PublicIP
+		if s.Shares(f, l) && u.Reaches(public) {
+			out = append(out, u.Direct(l.Subnets[f], public, plan.RouteMTU(own, l.MTU)))
+		}
+	}
+	return out
+}
+
+// Check tells why a lease's holder is not on the underlay's link.
+func (s Self) Check(l subnet.Lease) error {
+	for _, f := range subnet.Families {
+		u, public := s.Underlay[f], l.Endpoints[f].PublicIP
+		if s.Uses(f) && l.Subnets[f].IsValid() && !u.Reaches(public) {
+			return fmt.Errorf("public address %s is not on the link of %s, so host-gw has no way to it: on that link are %v", public, u.Interface, u.OnLink)
+		}
+	}
+	return nil
+}
+
+// MTU is the interface's, in bytes.
+func (s Self) MTU() (int, error) { return s.LinkMTU() }

@@ -1,0 +1,80 @@
+package network
+
+import (
+	"context"
+	"net/netip"
+
+	"github.com/ripstop-net/ripstop/backend"
+	"github.com/ripstop-net/ripstop/subnet"
+)
+
+// Firewall keeps the host's packet filter as the node needs it.
+type Firewall interface {
+	// Begin says what network it is for: the pods' address spaces, the node's own
+	// part of them, the names of the VXLAN devices, and the tunnel's VNI and
+	// port. It comes once, before all else.
+	Begin(ranges, own subnet.Subnets, devices subnet.PerFamily[string], vni uint32, port uint16)
+	// Update changes which public addresses are peers'. The first one brings all
+	// that are known. When it returns, those that came may pass.
+	Update(release, owe []netip.Addr)
+	// SetCareful tells whether peers may be missing among those that are known.
+	SetCareful(careful bool)
+	// Run keeps the rules until ctx ends, which returns nil and leaves them as
+	// they are. It calls tried once, after the first attempt.
+	Run(ctx context.Context, tried func()) error
+}
+
+// UseFirewall gives the node a firewall. Without one it keeps no rules. It comes
+// before Run.
+func (n *Node) UseFirewall(f Firewall) { n.firewall = f }
+
+// noFirewall keeps no rules.
+type noFirewall struct{}
+
+func (noFirewall) Begin(subnet.Subnets, subnet.Subnets, subnet.PerFamily[string], uint32, uint16) {}
+func (noFirewall) Update([]netip.Addr, []netip.Addr)                                              {}
+func (noFirewall) SetCareful(bool)                                                                {}
+
+func (noFirewall) Run(ctx context.Context, tried func()) error {
+	tried()
+	<-ctx.Done()
+	return nil
+}
+
+// beginFirewall says what is known of the network once there is a lease.
+// A backend without a device has no tunnel to guard.
+func (n *Node) beginFirewall(p prepared, own []backend.Entry) {
+	var ranges subnet.Subnets
+	for _, f := range p.config.Families() {
+		ranges[f] = p.config.Ranges[f].Network
+	}
+	var devices subnet.PerFamily[string]
+	var vni uint32
+	var port uint16
+	for _, e := range own {
+		if d, ok := e.(backend.Device); ok {
+			devices[subnet.FamilyOf(d.Local)], vni, port = d.Name, d.VNI, d.Port
+		}
+	}
+	n.firewall.Begin(ranges, p.self.Subnets, devices, vni, port)
+}
+
+// runFirewall runs the firewall and returns a channel that is closed after its
+// first attempt.
+func (n *Node) runFirewall(ctx context.Context, group interface{ Go(func() error) }) <-chan struct{} {
+	tried := make(chan struct{})
+	group.Go(func() error { return n.firewall.Run(ctx, func() { close(tried) }) })
+	return tried
+}
+
+// publicAddresses are where a peer sends from, as far as this node has the
+// family.
+func publicAddresses(own subnet.Subnets, l subnet.Lease) []netip.Addr {
+	var out []netip.Addr
+	for _, f := range subnet.Families {
+		if a := l.Endpoints[f].PublicIP; a.IsValid() && own[f].IsValid() {
+			out = append(out, a)
+		}
+	}
+	return out
+}

@@ -1,0 +1,289 @@
+package firewall
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
+
+	"github.com/ripstop-net/ripstop/subnet"
+)
+
+// Firewall keeps the rules of one network namespace. Nothing is touched before
+// Begin and the first Update. Its methods may be called from any goroutine; Run
+// once.
+type Firewall struct {
+	opts Options
+	log  *zap.Logger
+	ns   *os.File // nil: the process's own.
+	kick chan struct{}
+	// port is that of the socket in use, for telling own echoes.
+	port atomic.Uint32
+	// listenBuffer is the size of the listener's buffer in bytes.
+	listenBuffer int
+	// events counts what the kernel announced.
+	events atomic.Uint64
+	// heard is what the listener heard since the last pass.
+	heard heard
+
+	mu      sync.Mutex
+	network Network
+	begun   bool
+	// told is set by the first Update, careful says that peers may be missing.
+	told, careful bool
+	// peers counts for each address who owes it; changed are the addresses of
+	// which that has changed since the last pass, and recheck says that it is all.
+	peers   map[netip.Addr]int
+	changed map[netip.Addr]struct{}
+	recheck bool
+	status  Status
+
+	// turn holds a token for whoever uses the fields below.
+	turn chan struct{}
+	conn *conn
+	// have mirrors the elements of the sets, nil if it is not known.
+	have map[netip.Addr]struct{}
+	// room is the size of the sets, 0 where there are none.
+	room uint32
+	// settled says that the table was as wanted once.
+	settled bool
+	fight   fight
+	reading reading
+	tries   int
+	// found is what nftables shows in the way, nil if it was not looked at; said
+	// has what was told of it and of legacy iptables.
+	found   []Finding
+	said    map[string]bool
+	counted dropped
+}
+
+// Status is what there is to be told of the rules.
+type Status struct {
+	// Findings are what stands in the way of pods' traffic, sorted.
+	Findings []Finding
+	// Peers is how many addresses the guard lets in.
+	Peers int
+	// Writes counts transactions that changed something, Heals those among them
+	// that undid what another hand had done; LastHeal is when the last was.
+	Writes, Heals uint64
+	LastHeal      time.Time
+	// Dropped counts the packets that the guard dropped.
+	Dropped uint64
+	// Err is why the rules are not as wanted, nil if they are.
+	Err error
+}
+
+// Open returns a Firewall for the network namespace of the process. Nothing is
+// read or changed yet.
+func Open(opts Options, log *zap.Logger) (*Firewall, error) { return open(nil, opts, log) }
+
+// OpenAt is Open for the given network namespace, such as /proc/PID/ns/net. It
+// duplicates the file. It takes CAP_SYS_ADMIN.
+func OpenAt(ns *os.File, opts Options, log *zap.Logger) (*Firewall, error) {
+	fd, err := unix.FcntlInt(ns.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("keep network namespace: %w", err)
+	}
+	return open(os.NewFile(uintptr(fd), ns.Name()), opts, log)
+}
+
+func open(ns *os.File, opts Options, log *zap.Logger) (*Firewall, error) {
+	if err := opts.Check(); err != nil {
+		return nil, errors.Join(err, closeFile(ns))
+	}
+	f := &Firewall{
+		opts: opts, log: log, ns: ns, listenBuffer: listenerBuffer, kick: make(chan struct{}, 1), turn: make(chan struct{}, 1),
+		peers: map[netip.Addr]int{}, changed: map[netip.Addr]struct{}{}, said: map[string]bool{},
+	}
+	f.turn <- struct{}{}
+	return f, nil
+}
+
+func closeFile(f *os.File) error {
+	if f == nil {
+		return nil
+	}
+	return f.Close()
+}
+
+// Close frees what was taken. Rules stay as they are.
+func (f *Firewall) Close() error {
+	<-f.turn
+	defer func() { f.turn <- struct{}{} }()
+	f.drop()
+	return closeFile(f.ns)
+}
+
+// Begin says what network the rules are for. It comes before the first Update.
+func (f *Firewall) Begin(ranges, own subnet.Subnets, devices subnet.PerFamily[string], vni uint32, port uint16) {
+	f.mu.Lock()
+	f.network, f.begun = Network{Ranges: ranges, Own: own, Devices: devices, VNI: vni, Port: port}, true
+	f.mu.Unlock()
+	f.heard.all()
+	f.wake()
+}
+
+// Update changes which addresses are peers': first it adds, then it takes back.
+// An address that two owe goes with the last of them. The first Update must bring
+// all that are known. It returns when the added ones may pass the guard, or the
+// kernel refused, which is tried again; what goes, goes a moment later.
+func (f *Firewall) Update(release, owe []netip.Addr) {
+	f.mu.Lock()
+	first := !f.told
+	f.told = true
+	for _, a := range owe {
+		if f.has(a) {
+			f.peers[a]++
+			f.changed[a] = struct{}{}
+		}
+	}
+	for _, a := range release {
+		if !f.has(a) {
+			continue
+		}
+		f.changed[a] = struct{}{}
+		if f.peers[a]--; f.peers[a] <= 0 {
+			delete(f.peers, a)
+		}
+	}
+	f.status.Peers = len(f.peers)
+	guarding := f.opts.Guard && f.begun && f.network.Port != 0
+	f.mu.Unlock()
+	defer f.wake()
+	if !guarding || len(owe) == 0 && !first {
+		return
+	}
+	<-f.turn
+	defer func() { f.turn <- struct{}{} }()
+	if f.have == nil || f.crowded() {
+		f.pass(context.Background())
+		return
+	}
+	var fresh []netip.Addr
+	for _, a := range owe {
+		if _, ok := f.have[a]; !ok && f.has(a) {
+			fresh = append(fresh, a)
+		}
+	}
+	if len(fresh) > 0 {
+		// A failure is tried again by the pass, and told there.
+		_ = f.try(context.Background(), func(c *conn) error { return f.changePeers(c, fresh, nil) })
+	}
+}
+
+func (f *Firewall) crowded() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return len(f.peers) > int(f.room)
+}
+
+// SetCareful tells whether peers may be missing among those that are known. Then
+// none is taken out of the guard's sets.
+func (f *Firewall) SetCareful(careful bool) {
+	f.mu.Lock()
+	f.recheck = f.recheck || f.careful && !careful
+	f.careful = careful
+	f.mu.Unlock()
+	f.wake()
+}
+
+// Status returns what there is to tell, with the guard's count as it is now.
+func (f *Firewall) Status(ctx context.Context) Status {
+	select {
+	case <-f.turn:
+		f.count(ctx)
+		f.turn <- struct{}{}
+	case <-ctx.Done():
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	s := f.status
+	s.Findings = slices.Clone(s.Findings)
+	return s
+}
+
+// Remove takes away all that is ours: the table, and the rules among iptables'.
+// It is not to be called while Run is at work.
+func (f *Firewall) Remove(ctx context.Context) error {
+	<-f.turn
+	defer func() { f.turn <- struct{}{} }()
+	f.have, f.settled = nil, false
+	return f.with(ctx, func(c *conn) error {
+		return errors.Join(c.deleteOwn(), c.unmend())
+	})
+}
+
+func (f *Firewall) networkNow() Network {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.network
+}
+
+// has tells whether an address is of a family in use.
+func (f *Firewall) has(a netip.Addr) bool {
+	return a.IsValid() && f.network.Ranges[subnet.FamilyOf(a)].IsValid()
+}
+
+func (f *Firewall) wake() {
+	select {
+	case f.kick <- struct{}{}:
+	default:
+	}
+}
+
+// with calls fn with a socket. After an error the socket is closed.
+func (f *Firewall) with(ctx context.Context, fn func(*conn) error) error {
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	if f.conn == nil {
+		c, err := dial(f.ns)
+		if err != nil {
+			return explain(err)
+		}
+		f.conn = c
+		f.port.Store(c.port)
+	}
+	stop := f.conn.limit(ctx)
+	err := fn(f.conn)
+	stop()
+	if err != nil {
+		f.drop()
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+	}
+	return err
+}
+
+func (f *Firewall) drop() {
+	if f.conn != nil {
+		f.conn.close()
+		f.conn = nil
+	}
+}
+
+// try is with for work on our table: after an error nothing is known of it.
+func (f *Firewall) try(ctx context.Context, fn func(*conn) error) error {
+	err := f.with(ctx, fn)
+	if err != nil {
+		f.have = nil
+		f.heard.all()
+	}
+	return err
+}
+
+// note changes the status.
+func (f *Firewall) note(change func(*Status)) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	change(&f.status)
+}
