@@ -445,7 +445,7 @@ func TestStaleSnapshotTakesNothingAway(t *testing.T) {
 	r.savesItsLease()
 	r.eventually("the peer is saved", func() bool {
 		s, err := readSnapshot(r.opts.StateDir)
-		return err == nil && s != nil && len(s.Peers) == 1
+		return err == nil && s != nil && s.Peers.Len() == 1
 	})
 	path := filepath.Join(r.opts.StateDir, snapshotFile)
 	stale, err := os.ReadFile(path)

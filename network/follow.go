@@ -58,6 +58,7 @@ func newFollower(p prepared, planner plan.Planner, loop *converge.Loop, owed []b
 	f.mirror.SetGrace(grace)
 	if p.saved != nil {
 		f.mirror.Restore(p.saved.Epoch, p.saved.Revision, p.saved.Peers)
+		p.saved.Peers = subnet.SavedPeers{} // They are the mirror's now, and many.
 		f.held = f.mirror.Holds()
 	}
 	return f
@@ -88,7 +89,7 @@ func (f *follower) tellAll() {
 }
 
 // save returns the peers of now.
-func (f *follower) save() (epoch string, revision int64, peers []subnet.Saved) {
+func (f *follower) save() (epoch string, revision int64, peers subnet.SavedPeers) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.mirror.Save()

@@ -31,7 +31,13 @@ func TestEndOfHoldIsSavedAtOnce(t *testing.T) {
 	saved := func(held bool) func() bool {
 		return func() bool {
 			s, err := readSnapshot(r.opts.StateDir)
-			return err == nil && s != nil && len(s.Peers) == 1 && s.Peers[0].Held == held
+			if err != nil || s == nil || s.Peers.Len() != 1 {
+				return false
+			}
+			for p := range s.Peers.All() {
+				return p.Held == held
+			}
+			return false
 		}
 	}
 	r.store.Wipe()

@@ -33,7 +33,7 @@ type keeper struct {
 	// write puts a snapshot on disk.
 	write func(*snapshot) error
 	log   *zap.Logger
-	peers func() (epoch string, revision int64, peers []subnet.Saved)
+	peers func() (epoch string, revision int64, peers subnet.SavedPeers)
 	// dirty has something when there is something to write, urgent when at once.
 	dirty, urgent chan struct{}
 	failed        bool // The last write, as far as is known.
@@ -45,7 +45,7 @@ type keeper struct {
 // newKeeper returns one for a node that begins with s, where saved, nil for
 // nothing, is on disk. What is there already is not written again: the first
 // write is then that of what the store tells first.
-func newKeeper(dir string, log *zap.Logger, saved *snapshot, s snapshot, peers func() (string, int64, []subnet.Saved)) *keeper {
+func newKeeper(dir string, log *zap.Logger, saved *snapshot, s snapshot, peers func() (string, int64, subnet.SavedPeers)) *keeper {
 	k := &keeper{
 		write: func(s *snapshot) error { return s.write(dir) },
 		log:   log, snapshot: s, peers: peers, dirty: make(chan struct{}, 1), urgent: make(chan struct{}, 1),

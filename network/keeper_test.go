@@ -21,9 +21,9 @@ func TestSnapshotIsWrittenSeldom(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		dir := t.TempDir()
 		revision := int64(0)
-		k := newKeeper(dir, zap.NewNop(), nil, *testSnapshot(1), func() (string, int64, []subnet.Saved) {
+		k := newKeeper(dir, zap.NewNop(), nil, *testSnapshot(1), func() (string, int64, subnet.SavedPeers) {
 			revision++
-			return "E", revision, nil
+			return "E", revision, subnet.SavedPeers{}
 		})
 		writes := func(want int64) {
 			t.Helper()
@@ -67,7 +67,7 @@ func TestSnapshotThatCannotBeWrittenIsSaidOnce(t *testing.T) {
 	if err := os.WriteFile(dir, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	k := newKeeper(dir, zap.New(core), nil, *testSnapshot(1), func() (string, int64, []subnet.Saved) { return "", 0, nil })
+	k := newKeeper(dir, zap.New(core), nil, *testSnapshot(1), func() (string, int64, subnet.SavedPeers) { return "", 0, subnet.SavedPeers{} })
 	for range 3 {
 		k.save(t.Context())
 	}
@@ -89,7 +89,7 @@ type disk struct {
 // onDisk is a keeper with a disk, and what it logs.
 func onDisk() (*keeper, disk, *observer.ObservedLogs) {
 	core, logs := observer.New(zap.DebugLevel)
-	k := newKeeper("", zap.New(core), nil, *testSnapshot(1), func() (string, int64, []subnet.Saved) { return "E", 1, nil })
+	k := newKeeper("", zap.New(core), nil, *testSnapshot(1), func() (string, int64, subnet.SavedPeers) { return "E", 1, subnet.SavedPeers{} })
 	d := disk{make(chan *snapshot), make(chan error)}
 	k.write = func(s *snapshot) error {
 		d.asked <- s
@@ -205,7 +205,7 @@ func TestWhatIsSavedIsNotWrittenAgain(t *testing.T) {
 				tc.change(&now)
 				now.Expires = time.Time{}
 				var writes []*snapshot
-				k := newKeeper("", zap.NewNop(), saved, now, func() (string, int64, []subnet.Saved) { return "E", 1, nil })
+				k := newKeeper("", zap.NewNop(), saved, now, func() (string, int64, subnet.SavedPeers) { return "E", 1, subnet.SavedPeers{} })
 				k.write = func(s *snapshot) error { writes = append(writes, s); return nil }
 				ctx, cancel := context.WithCancel(t.Context())
 				done := make(chan error, 1)

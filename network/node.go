@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"runtime/debug"
 	"sync"
 	"time"
 
@@ -382,6 +383,11 @@ func (n *Node) underlay(ctx context.Context, families []subnet.Family) (choice s
 	return choice, err
 }
 
+// calmAfter is when a start is over, and what it took beyond what stays, such as
+// the listing, is given back to the host: the collector by itself would keep
+// it for minutes.
+const calmAfter = 5 * time.Second
+
 // serve holds the lease and keeps the kernel as the store wants it.
 func (n *Node) serve(ctx context.Context, p prepared, lease subnet.Lease) error {
 	p.self.Subnets = lease.Subnets
@@ -417,7 +423,13 @@ func (n *Node) serve(ctx context.Context, p prepared, lease subnet.Lease) error 
 	group.Go(func() error { return loop.Run(ctx) })
 	group.Go(func() error { return n.store.Watch(ctx, follower.follow) })
 	group.Go(func() error { return n.hold(ctx, p, lease, keeper, follower) })
-	group.Go(func() error { return keeper.run(ctx) })
+	group.Go(func() error {
+		select {
+		case <-ctx.Done():
+		case <-n.ready: // A start among many peers has more urgent things to do.
+		}
+		return keeper.run(ctx)
+	})
 	group.Go(func() error {
 		select {
 		case <-ctx.Done():
@@ -434,6 +446,11 @@ func (n *Node) serve(ctx context.Context, p prepared, lease subnet.Lease) error 
 		}
 		n.log.Info("ready", zap.Stringer("subnets", lease.Subnets), zap.Int("mtu", mtu), zap.String("subnet_file", n.opts.SubnetFile))
 		close(n.ready)
+		select {
+		case <-ctx.Done():
+		case <-time.After(calmAfter):
+			debug.FreeOSMemory()
+		}
 		return nil
 	})
 	return group.Wait()

@@ -1,11 +1,13 @@
 package network
 
 import (
+	"bufio"
 	"bytes"
 	"crypto/sha256"
 	"encoding/gob"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -29,14 +31,15 @@ type snapshot struct {
 	Expires, Written time.Time
 	Epoch            string
 	Revision         int64
-	Peers            []subnet.Saved
+	// Peers are encoded one by one behind the rest: together they are too many.
+	Peers subnet.SavedPeers
 }
 
 const (
 	snapshotFile = "snapshot"
 	// snapshotVersion is raised with every change that an older reader would
 	// misread.
-	snapshotVersion = "ripstop snapshot 1"
+	snapshotVersion = "ripstop snapshot 2"
 )
 
 // errNoSnapshot is why nothing can stand in for a store on a node's first start.
@@ -66,18 +69,50 @@ func (s *snapshot) fit(now time.Time) (chosenConfig, error) {
 // fields describe it in the log.
 func (s *snapshot) fields() []zap.Field {
 	return []zap.Field{
-		zap.Stringer("subnets", s.Lease.Subnets), zap.Int("peers", len(s.Peers)),
+		zap.Stringer("subnets", s.Lease.Subnets), zap.Int("peers", s.Peers.Len()),
 		zap.Time("saved", s.Written), zap.Time("lease_lasts_until", s.Expires),
 	}
 }
 
-// encode gives the file: a line with version and checksum, then the rest as gob.
-func (s *snapshot) encode() ([]byte, error) {
-	var body bytes.Buffer
-	if err := gob.NewEncoder(&body).Encode(s); err != nil {
-		return nil, fmt.Errorf("encode the snapshot: %w", err)
+// encode writes the file: a line with version and checksum, then the rest as
+// gob, the peers one by one.
+func (s *snapshot) encode(to io.WriteSeeker) error {
+	sum := sha256.New()
+	head := func() []byte { return fmt.Appendf(nil, "%s %x\n", snapshotVersion, sum.Sum(nil)) }
+	if _, err := to.Write(head()); err != nil { // To be written over once the sum is known.
+		return err
 	}
-	return append(fmt.Appendf(nil, "%s %x\n", snapshotVersion, sha256.Sum256(body.Bytes())), body.Bytes()...), nil
+	out := bufio.NewWriter(io.MultiWriter(to, sum))
+	body := gob.NewEncoder(out)
+	err := body.Encode(snapshotHead{s.Node, s.Config, s.Lease, s.Expires, s.Written, s.Epoch, s.Revision, s.Peers.Len()})
+	for p := range s.Peers.All() {
+		if err != nil {
+			break
+		}
+		err = body.Encode(p)
+	}
+	if err == nil {
+		err = out.Flush()
+	}
+	if err != nil {
+		return fmt.Errorf("encode the snapshot: %w", err)
+	}
+	if _, err := to.Seek(0, io.SeekStart); err != nil {
+		return err
+	}
+	_, err = to.Write(head())
+	return err
+}
+
+// snapshotHead is what is ahead of the peers.
+type snapshotHead struct {
+	Node             string
+	Config           []byte
+	Lease            subnet.Lease
+	Expires, Written time.Time
+	Epoch            string
+	Revision         int64
+	Peers            int
 }
 
 // decodeSnapshot reads what encode gave, whole and unharmed, and nothing else.
@@ -92,11 +127,25 @@ func decodeSnapshot(file []byte) (*snapshot, error) {
 	case string(sum) != fmt.Sprintf("%x", sha256.Sum256(body)):
 		return nil, errors.New("its checksum is wrong: it is torn or was changed")
 	}
-	var s snapshot
-	if err := gob.NewDecoder(bytes.NewReader(body)).Decode(&s); err != nil {
+	rest := bytes.NewReader(body)
+	from := gob.NewDecoder(rest)
+	var h snapshotHead
+	if err := from.Decode(&h); err != nil {
 		return nil, fmt.Errorf("decode: %w", err)
 	}
-	return &s, nil
+	s := &snapshot{
+		Node: h.Node, Config: h.Config, Lease: h.Lease, Expires: h.Expires, Written: h.Written, Epoch: h.Epoch, Revision: h.Revision,
+	}
+	const least = 32 // Bytes that a peer takes at least.
+	s.Peers.Grow(min(h.Peers, len(body)/least))
+	for range h.Peers {
+		var p subnet.Saved
+		if err := from.Decode(&p); err != nil {
+			return nil, fmt.Errorf("decode: %w", err)
+		}
+		s.Peers.Add(p)
+	}
+	return s, nil
 }
 
 func cutLast(b []byte, sep byte) (before, after []byte, ok bool) {
@@ -126,14 +175,18 @@ func readSnapshot(dir string) (*snapshot, error) {
 
 // write puts the snapshot in place whole.
 func (s *snapshot) write(dir string) error {
-	file, err := s.encode()
-	if err != nil {
-		return err
-	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return fmt.Errorf("make the state folder (--state-dir): %w", err)
 	}
-	if err := renameio.WriteFile(filepath.Join(dir, snapshotFile), file, 0o600); err != nil {
+	path := filepath.Join(dir, snapshotFile)
+	file, err := renameio.NewPendingFile(path, renameio.WithPermissions(0o600))
+	if err == nil {
+		defer func() { _ = file.Cleanup() }() // Of what was not put in place.
+		if err = s.encode(file); err == nil {
+			err = file.CloseAtomicallyReplace()
+		}
+	}
+	if err != nil {
 		return fmt.Errorf("write the snapshot (--state-dir): %w", err)
 	}
 	return nil

@@ -56,39 +56,6 @@ func (m *Mirror) SetGrace(length time.Duration) { m.grace.length = length }
 // Grace is how long peers are held.
 func (m *Mirror) Grace() time.Duration { return m.grace.length }
 
-// Saved is a peer as it is kept across a restart.
-type Saved struct {
-	Lease Lease
-	// Held says that its record was gone.
-	Held bool
-}
-
-// Save lists all peers for [Mirror.Restore], in the order of their subnets.
-func (m *Mirror) Save() (epoch string, revision int64, peers []Saved) {
-	for _, l := range m.Peers() {
-		if _, bad := m.bad[l.Subnets.Key()]; bad {
-			l.Modified = 0 // What was written then is not this.
-		}
-		peers = append(peers, Saved{l, m.held(l.Subnets)})
-	}
-	return m.epoch, m.revision, peers
-}
-
-// Restore fills an empty mirror with what another one saved. The store's first
-// listing counts against it as any listing does; the grace of peers that are
-// held begins with that.
-func (m *Mirror) Restore(epoch string, revision int64, peers []Saved) {
-	m.epoch, m.revision = epoch, revision
-	touched := touched{}
-	for _, p := range peers {
-		if p.Held && m.grace.length > 0 {
-			m.grace.since[p.Lease.Subnets] = time.Time{}
-		}
-		m.set(p.Lease.Subnets, p.Lease, touched)
-	}
-	m.deltas(touched)
-}
-
 func (m *Mirror) held(s Subnets) bool {
 	_, held := m.grace.since[s]
 	return held

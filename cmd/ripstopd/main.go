@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"runtime/debug"
 
 	"golang.org/x/sys/unix"
 	"golang.org/x/term"
@@ -37,12 +38,25 @@ func main() {
 		fmt.Println("ripstopd", settings.Version())
 		return
 	}
+	tuneMemory()
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM, unix.SIGINT)
 	err = run(ctx, c)
 	stop()
 	if err != nil {
 		fmt.Fprintf(os.Stderr, "ripstopd: %v\n", err)
 		os.Exit(exitFailed)
+	}
+}
+
+// gcPercent is what GOGC is where the environment does not say. The heap is large
+// only where there are many peers, hardly changes then, and is nearly free of
+// pointers: to collect it more often than usual costs little, and spares a half of
+// what garbage would take.
+const gcPercent = 40
+
+func tuneMemory() {
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(gcPercent)
 	}
 }
 

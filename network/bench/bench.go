@@ -65,8 +65,9 @@ type Size struct {
 	Add, Remove Sample
 
 	// Started is the daemon's memory once it is ready, Settled after the changes
-	// of single peers and a pause, Burdened after the bursts and a pause.
-	Started, Settled, Burdened Memory
+	// of single peers and a pause, Burdened after the bursts and a pause,
+	// Restarted after a warm restart and a pause.
+	Started, Settled, Burdened, Restarted Memory
 	// Idle is the part of a processor that the daemon takes when nothing happens,
 	// measured for IdleTime.
 	Idle     float64
@@ -82,7 +83,10 @@ type Changes struct{ Kernel, Whole Sample }
 const burst = 10_000
 
 // settleTime is given to the daemon before its memory is read.
-const settleTime = 3 * time.Second
+const settleTime = 7 * time.Second
+
+// quietTime is how long a restarted daemon is listened to.
+const quietTime = 3 * time.Second
 
 // Run measures. It needs root, and leaves nothing behind.
 func Run(ctx context.Context, o Options) (r Result, err error) {
@@ -164,6 +168,10 @@ func (b *run) size(ctx context.Context, n int) (s Size, err error) {
 		s.Burst = 0 // It would say nothing of so few peers.
 	}
 	b.say("%d peers: writing the records", n)
+	// The daemon of the size before takes no part in that, nor in the floor.
+	if err := b.node.stop(ctx); err != nil {
+		return s, err
+	}
 	if err := b.fill(ctx, n); err != nil {
 		return s, err
 	}
@@ -200,10 +208,6 @@ func (b *run) fill(ctx context.Context, n int) error {
 }
 
 func (b *run) floors(ctx context.Context, s *Size) error {
-	// So that the daemon of the size before takes no part.
-	if err := b.node.stop(ctx); err != nil {
-		return err
-	}
 	ways := []func(*lab.Namespace, int) (loader, error){
 		func(ns *lab.Namespace, index int) (loader, error) { return &bareLoader{ns: ns, index: index}, nil },
 	}
@@ -271,7 +275,7 @@ func (b *run) warm(ctx context.Context, s *Size) error {
 		}
 		ready, cpu, err := b.node.start(ctx)
 		if err == nil {
-			err = pause(ctx, settleTime)
+			err = pause(ctx, quietTime)
 		}
 		events, heardErr := heard.total()
 		if err = errors.Join(err, heardErr, heard.close()); err != nil {
@@ -298,7 +302,14 @@ func (b *run) warm(ctx context.Context, s *Size) error {
 		}
 		s.Add = append(s.Add, took)
 	}
-	_, _, err := b.node.start(ctx)
+	if _, _, err := b.node.start(ctx); err != nil {
+		return err
+	}
+	if err := pause(ctx, settleTime); err != nil {
+		return err
+	}
+	var err error
+	s.Restarted, err = b.node.memory()
 	return err
 }
 

@@ -97,7 +97,7 @@ func (r Result) goals() []goal {
 		if !ok {
 			continue
 		}
-		now := max(s.Settled.Now, s.Burdened.Now)
+		now := max(s.Settled.Now, s.Burdened.Now, s.Restarted.Now)
 		add(now <= limit, "resident memory, "+thousands(s.Peers)+" peers", megabytes(limit), megabytes(now))
 	}
 	for _, s := range r.Sizes {

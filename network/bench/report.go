@@ -175,7 +175,10 @@ func (r Result) table(w *pageWriter) {
 		row{"**memory** once ready", func(s Size) string { return megabytes(s.Started.Now) }},
 		row{"… after the single changes", func(s Size) string { return megabytes(s.Settled.Now) }},
 		row{"… after the bursts", func(s Size) string { return megabytes(s.Burdened.Now) }},
-		row{"… at most until then", func(s Size) string { return megabytes(max(s.Started.Most, s.Settled.Most, s.Burdened.Most)) }},
+		row{"… after a warm restart", func(s Size) string { return megabytes(s.Restarted.Now) }},
+		row{"… at most", func(s Size) string {
+			return megabytes(max(s.Started.Most, s.Settled.Most, s.Burdened.Most, s.Restarted.Most))
+		}},
 		row{"**idle**, of one processor", func(s Size) string {
 			if s.IdleTime == 0 {
 				return ""

@@ -21,8 +21,25 @@ const longestConfirm = 5 * time.Second
 // AuditEvery sets the mean time between audits. It is called before Run.
 func (l *Loop) AuditEvery(d time.Duration) { l.auditEvery = d }
 
+// Among many peers an audit takes a good part of a second, so that it comes more
+// seldom there: it may take one part in auditShare of a processor, but comes at
+// least once in longestAudit if it is to come as often as that.
+const (
+	auditShare   = 3000
+	longestAudit = time.Hour
+)
+
 func (l *Loop) planAudit(now time.Time) {
-	l.audit = now.Add(l.auditEvery/2 + rand.N(l.auditEvery))
+	every := max(l.auditEvery, min(auditShare*l.auditTook, longestAudit))
+	l.audit = now.Add(every/2 + rand.N(every))
+}
+
+// audited notes what an audit took, with the comparison that follows on it.
+func (p *pass) audited() {
+	p.auditTook = time.Since(p.now)
+	if p.suspected == nil {
+		p.planAudit(p.now)
+	}
 }
 
 // auditNow compares the mirror with the kernel. What is announced while the
@@ -30,7 +47,7 @@ func (l *Loop) planAudit(now time.Time) {
 // announced before a second audit that confirms the first.
 func (p *pass) auditNow(ctx context.Context) {
 	suspected := p.suspected
-	p.suspected = nil
+	p.suspected, p.audits = nil, true
 	p.planAudit(p.now)
 	have, err := p.dump(ctx)
 	if err != nil {

@@ -72,6 +72,8 @@ type Loop struct {
 	fights  fights
 	reports *reports
 	audit   time.Time
+	// auditTook is how long the last one was.
+	auditTook time.Duration
 	// suspected has what the last audit found and the next is to confirm.
 	suspected map[backend.Entry]struct{}
 	dumping   allowance

@@ -19,6 +19,8 @@ type pass struct {
 	// hand that changed them; whole says that it is all.
 	look  map[backend.Entry]uint32
 	whole bool
+	// audits says that it was begun to audit the mirror.
+	audits bool
 	// updated are those among them of which the want has changed.
 	updated map[backend.Entry]struct{}
 	// revision is that of the want which is compared.
@@ -69,6 +71,9 @@ func (l *Loop) pass(ctx context.Context) {
 		return
 	}
 	p.conclude(ops, failures)
+	if p.audits {
+		p.audited()
+	}
 }
 
 func (l *Loop) isTold() bool {

@@ -155,13 +155,15 @@ func (o *sight) peers() string {
 	defer o.mu.Unlock()
 	var there, held []string
 	_, _, peers := o.mirror.Save()
-	for _, p := range peers {
+	for p := range peers.All() {
 		if p.Held {
 			held = append(held, p.Lease.Node)
 		} else {
 			there = append(there, p.Lease.Node)
 		}
 	}
+	slices.Sort(there)
+	slices.Sort(held)
 	return strings.Join(there, " ") + ":" + strings.Join(held, " ")
 }
 

@@ -1,0 +1,69 @@
+package converge
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/ripstop-net/ripstop/backend/backendtest"
+)
+
+// TestAuditTakesASmallShare: one that takes long comes seldom.
+func TestAuditTakesASmallShare(t *testing.T) {
+	now := time.Now()
+	for _, tc := range []struct{ every, took, mean time.Duration }{
+		{DefaultAuditEvery, 0, DefaultAuditEvery},
+		{DefaultAuditEvery, 10 * time.Millisecond, DefaultAuditEvery},
+		{DefaultAuditEvery, 600 * time.Millisecond, 30 * time.Minute},
+		{DefaultAuditEvery, time.Minute, time.Hour},
+		{24 * time.Hour, time.Minute, 24 * time.Hour},
+	} {
+		l := New(backendtest.NewFake(), zap.NewNop())
+		l.AuditEvery(tc.every)
+		l.auditTook = tc.took
+		for range 100 {
+			l.planAudit(now)
+			if in := l.audit.Sub(now); in < tc.mean/2 || in > tc.mean*3/2 {
+				t.Fatalf("%+v: the next is in %s", tc, in)
+			}
+		}
+	}
+}
+
+// TestAuditNotesWhatItTook with the comparison that follows on it.
+func TestAuditNotesWhatItTook(t *testing.T) {
+	fake := backendtest.NewFake()
+	l := New(fake, zap.NewNop())
+	ctx, cancel := context.WithCancel(t.Context())
+	watch, subscribed := make(chan error, 1), make(chan struct{}, 1)
+	go func() {
+		watch <- fake.Watch(ctx, func() {
+			select {
+			case subscribed <- struct{}{}:
+			default:
+			}
+		})
+	}()
+	defer func() {
+		cancel()
+		if err := <-watch; err != nil {
+			t.Error(err)
+		}
+	}()
+	<-subscribed
+	l.planAudit(time.Now())
+	l.Update(1, nil, farOwed(5000))
+	for range 3 {
+		l.pass(t.Context())
+	}
+	if l.auditTook != 0 {
+		t.Fatalf("%s before any audit", l.auditTook)
+	}
+	l.audit = time.Now()
+	l.pass(t.Context())
+	if l.auditTook <= 0 || !l.audit.After(time.Now()) {
+		t.Errorf("took %s, the next is %s", l.auditTook, l.audit)
+	}
+}
