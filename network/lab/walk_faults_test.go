@@ -169,11 +169,17 @@ const brokenRecord = "{"
 
 // newGhost draws a record of the ghost's: another may hold its subnet, it may be
 // at another address, have another MAC.
-func newGhost(r *rand.Rand) string {
-	n, m := 200+r.IntN(4), 1+r.IntN(4)
-	return fmt.Sprintf(`{"PublicIP":"10.99.0.%d","PublicIPv6":"fd99::%d","BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"02:67:68:6f:00:0%d"},`+
-		`"BackendV6Data":{"VNI":1,"VtepMAC":"02:67:68:6f:06:0%d"},"Node":"ghost%d"}`, n, n, m, m, 1+r.IntN(2))
+func newGhost(r *rand.Rand) string { return ghostOf(r.IntN(4), r.IntN(4), r.IntN(2)) }
+
+// ghostRecord is the n-th that has nothing in common with another.
+func ghostRecord(n int) string { return ghostOf(n, n, n) }
+
+func ghostOf(address, mac, holder int) string {
+	return fmt.Sprintf(`{"PublicIP":"%s","PublicIPv6":"fd99::%d","BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"02:67:68:6f:00:0%d"},`+
+		`"BackendV6Data":{"VNI":1,"VtepMAC":"02:67:68:6f:06:0%d"},"Node":"ghost%d"}`, ghostAddress(address), 200+address, mac, mac, holder)
 }
+
+func ghostAddress(n int) string { return fmt.Sprintf("10.99.0.%d", 200+n) }
 
 // setGhost writes a record of the ghost's, or deletes it where there is none.
 func (w *walk) setGhost(record string) error {
