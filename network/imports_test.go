@@ -63,11 +63,12 @@ func TestImportsRunOneWay(t *testing.T) {
 		"network/envfile":           {"subnet"},
 		"network/firewall":          {"subnet"},
 		"network/lab":               {"subnet", "subnet/etcd", "subnet/subnettest/etcdserver", "network/envfile", "backend/vxlan"},
+		"network/fleet":             {"network/lab"},
 		"network/bench":             {"subnet", "backend", "backend/plan", "backend/kernel", "backend/vxlan", "network/lab"},
 		"cmd/internal/settings":     {"subnet", "subnet/etcd"},
 		"cmd/ripstop":               {"cmd/internal/settings", "subnet", "subnet/etcd", "backend", "backend/kernel", "backend/planners", "backend/vxlan", "network", "network/cleanup", "network/firewall", "network/rundir", "network/status"},
 		"cmd/ripstop-cni":           {"subnet", "network/envfile"},
-		"cmd/ripstop-lab":           {"cmd/internal/settings", "network/lab", "network/bench", "subnet", "subnet/subnettest/etcdserver"},
+		"cmd/ripstop-lab":           {"cmd/internal/settings", "network/lab", "network/fleet", "network/bench", "subnet", "subnet/subnettest/etcdserver"},
 		"cmd/ripstopd":              {"cmd/internal/settings", "subnet", "subnet/etcd", "backend/kernel", "backend/vxlan", "network", "network/firewall", "network/underlay"},
 	}
 	// Who alone may import a library.
