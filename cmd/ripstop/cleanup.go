@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 
 	"github.com/spf13/cobra"
+	"go.uber.org/zap"
 
 	"github.com/ripstop-net/ripstop/backend"
 	"github.com/ripstop-net/ripstop/backend/kernel"
@@ -16,6 +17,7 @@ import (
 	"github.com/ripstop-net/ripstop/cmd/internal/settings"
 	"github.com/ripstop-net/ripstop/network"
 	"github.com/ripstop-net/ripstop/network/cleanup"
+	"github.com/ripstop-net/ripstop/network/firewall"
 	"github.com/ripstop-net/ripstop/network/rundir"
 	"github.com/ripstop-net/ripstop/network/status"
 	"github.com/ripstop-net/ripstop/subnet"
@@ -36,8 +38,8 @@ func newCleanup() *cobra.Command {
 		Short: "Take away what ripstopd has made on this host",
 		Long: `Take away all that ripstopd has made on this host, and nothing else: the routes and
 nexthops that bear its protocol number (82), its VXLAN devices with all that hangs
-on them, its saved state, and the subnet file if it has this node's subnets. The
-daemon must be stopped before. What its --run-dir holds beyond that ends with the
+on them, its nftables table and its marked rules among iptables', its saved state, and
+the subnet file if it has this node's subnets. The daemon must be stopped before. What its --run-dir holds beyond that ends with the
 boot and stays.
 
 The node's lease is kept, so that it finds its subnet again when it comes back. With
@@ -85,7 +87,11 @@ func (c *cleaner) run(cmd *cobra.Command) error {
 		fmt.Fprintf(cmd.ErrOrStderr(), "warning: what was saved cannot be read: %v\n", err)
 	}
 	// The lease goes before what is saved, by which it is known as this node's.
-	all := []cleanup.Remover{&cleanup.Forwarding{Kernel: k}}
+	rules, err := firewall.Open(firewall.Options{}, zap.NewNop())
+	if err != nil {
+		return err
+	}
+	all := []cleanup.Remover{&cleanup.Forwarding{Kernel: k}, rulesOf{rules}}
 	files := &cleanup.Files{SubnetFile: c.subnetFile, Own: saved.Subnets, Others: []string{
 		network.SnapshotPath(c.stateDir), c.stateDir, filepath.Join(c.runDir, status.SocketName),
 	}}
@@ -126,6 +132,18 @@ func (c *cleaner) lease(ctx context.Context, k *kernel.Kernel, name string, save
 		l.Addresses = append(l.Addresses, append([]netip.Addr(nil), i.Addresses...)...)
 	}
 	return l, nil
+}
+
+// rulesOf removes the daemon's firewall rules.
+type rulesOf struct{ *firewall.Firewall }
+
+// Find implements cleanup.Remover.
+func (r rulesOf) Find(ctx context.Context) (cleanup.Finding, error) {
+	ours, err := r.Firewall.Find(ctx)
+	if err != nil {
+		return cleanup.Finding{}, fmt.Errorf("read the firewall: %w", err)
+	}
+	return cleanup.Finding{Ours: ours}, nil
 }
 
 // mostListed bounds the lines about what goes; a node may have 40,000 peers.
