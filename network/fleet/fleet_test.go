@@ -130,7 +130,7 @@ func TestReadMetrics(t *testing.T) {
 grpc_server_handled_total{grpc_code="OK",grpc_method="Range",grpc_service="etcdserverpb.KV",grpc_type="unary"} 5
 grpc_server_handled_total{grpc_code="OK",grpc_method="Txn",grpc_service="etcdserverpb.KV",grpc_type="unary"} 7
 grpc_server_handled_total{grpc_code="OK",grpc_method="Watch",grpc_service="etcdserverpb.Watch",grpc_type="bidi_stream"} 100
-grpc_server_msg_received_total{grpc_method="LeaseKeepAlive",grpc_service="etcdserverpb.Lease",grpc_type="bidi_stream"} 9
+etcd_debugging_lease_renewed_total 9
 etcd_debugging_mvcc_watcher_total 4
 etcd_network_client_grpc_sent_bytes_total 1.5e+06
 no number
