@@ -72,7 +72,7 @@ func (s *Store) read(from io.Reader) error {
 		switch {
 		case name == "grpc_server_handled_total" && strings.Contains(labels, `grpc_type="unary"`):
 			s.Requests += value
-		case name == "grpc_server_msg_received_total" && strings.Contains(labels, `grpc_method="LeaseKeepAlive"`):
+		case name == "etcd_debugging_lease_renewed_total":
 			s.Renewals += value
 		case name == "etcd_debugging_mvcc_watcher_total":
 			s.Watchers += value
