@@ -178,19 +178,20 @@ func (f *follower) apply(c subnet.Change) bool {
 		f.loop.Update(f.mirror.Revision(), release, owe)
 		f.firewall.Update(went, nil)
 	}
-	if c.Whole {
-		f.firewall.SetCareful(false)
-		f.loop.SetCareful(false)
-	}
 	if another {
 		f.keep(unread)
 		f.unread = unread
 	}
+	if c.Whole {
+		f.firewall.SetCareful(len(unread) > 0)
+		f.loop.SetCareful(false)
+	}
 	return f.reportHolds() || len(deltas) > 0
 }
 
-// keep makes the loop leave alone what the kernel has for subnets of which
-// nothing could be read.
+// keep makes loop and firewall leave alone what the kernel has for subnets of
+// which nothing could be read. Where their holders send from is not known, so the
+// firewall takes nobody out.
 func (f *follower) keep(unread []subnet.Subnets) {
 	var keep []netip.Prefix
 	for _, s := range unread {
@@ -201,6 +202,7 @@ func (f *follower) keep(unread []subnet.Subnets) {
 		}
 	}
 	f.loop.Keep(keep...)
+	f.firewall.SetCareful(len(keep) > 0)
 }
 
 // reportHolds says once that peers are held, and once that none is any more.

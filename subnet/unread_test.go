@@ -6,7 +6,7 @@ import (
 )
 
 func TestUnreadIsWhatNothingWasReadOf(t *testing.T) {
-	m := newTestMirror(t, "ipv4")
+	m := newTestMirror(t, "dual")
 	want := func(want string) {
 		t.Helper()
 		if got := fmt.Sprint(m.Unread()); got != want {
@@ -21,7 +21,7 @@ func TestUnreadIsWhatNothingWasReadOf(t *testing.T) {
 	}
 	want("[]")
 	c := whole(peerLease(2))
-	c.Bad = junk("10.5.4.0-24", "10.5.3.0-24&fd00:10:5:3::-64", "10.5.3.1-24", "junk")
+	c.Bad = junk("10.5.4.0-24", "10.5.3.0-24&fd00:10:5:3::-64", "10.5.3.1-24", "10.6.3.0-24", "junk")
 	m.Apply(noon, c)
 	want("[10.5.3.0/24,fd00:10:5:3::/64 10.5.4.0/24]")
 	m.Apply(noon, Change{Revision: 11, Bad: junk("10.5.2.0-24")}) // Its lease is known.
