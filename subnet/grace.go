@@ -158,7 +158,7 @@ func (m *Mirror) giveWay(touched touched) {
 		id, _ := m.leases.id(s)
 		var room [maxClaims]claim
 		for _, c := range m.claimsOf(room[:0], m.leases.at(id)) {
-			if !m.held(m.leases.at(m.claims.first[c]).key.subnets()) {
+			if first, _ := m.claims.of(c); !m.held(m.leases.at(first).key.subnets()) {
 				out = append(out, s)
 				break
 			}

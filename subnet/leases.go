@@ -3,6 +3,7 @@ package subnet
 import (
 	"bytes"
 	"cmp"
+	"hash/maphash"
 	"iter"
 	"net/netip"
 	"slices"
@@ -114,9 +115,9 @@ func (p *packedLease) lease() Lease {
 // without being copied.
 const chunk = 256
 
-// leaseTable keeps leases by their subnets. The zero table is empty.
+// leaseTable keeps leases by their subnets.
 type leaseTable struct {
-	ids  map[leaseKey]leaseID
+	ids  index
 	kept []*[chunk]packedLease
 	// next is the first number that was never used, free are those that are
 	// unused again.
@@ -124,12 +125,23 @@ type leaseTable struct {
 	free []leaseID
 }
 
-func (t *leaseTable) len() int { return len(t.ids) }
+// seed is that of all hashes.
+var seed = maphash.MakeSeed()
+
+func newLeaseTable() *leaseTable {
+	t := &leaseTable{}
+	t.ids.hash = func(n uint32) uint64 { return maphash.Comparable(seed, t.at(leaseID(n)).key) }
+	return t
+}
+
+func (t *leaseTable) len() int { return t.ids.used }
 
 // id is the number of the lease with those subnets.
-func (t *leaseTable) id(s Subnets) (leaseID, bool) {
-	id, ok := t.ids[s.pack()]
-	return id, ok
+func (t *leaseTable) id(s Subnets) (leaseID, bool) { return t.idOf(s.pack()) }
+
+func (t *leaseTable) idOf(key leaseKey) (leaseID, bool) {
+	n, ok := t.ids.find(maphash.Comparable(seed, key), func(n uint32) bool { return t.at(leaseID(n)).key == key })
+	return leaseID(n), ok
 }
 
 // at is the lease of a number that is in use. It is good until the lease goes.
@@ -154,29 +166,27 @@ func (t *leaseTable) put(l Lease) leaseID {
 			t.kept = append(t.kept, new([chunk]packedLease))
 		}
 	}
-	t.at(id).set(l)
-	if t.ids == nil {
-		t.ids = map[leaseKey]leaseID{}
-	}
-	t.ids[t.at(id).key] = id
+	at := t.at(id)
+	at.set(l)
+	t.ids.add(maphash.Comparable(seed, at.key), uint32(id))
 	return id
 }
 
 // drop removes a lease.
 func (t *leaseTable) drop(id leaseID) {
-	delete(t.ids, t.at(id).key)
+	t.ids.remove(maphash.Comparable(seed, t.at(id).key), func(n uint32) bool { return leaseID(n) == id })
 	*t.at(id) = packedLease{} // Its name is nobody's any more.
 	t.free = append(t.free, id)
-	if len(t.ids) == 0 {
-		*t = leaseTable{}
+	if t.len() == 0 {
+		t.kept, t.next, t.free = nil, 0, nil
 	}
 }
 
-// all visits every lease, in no order.
+// all visits every lease, in no order. The table is not to be changed meanwhile.
 func (t *leaseTable) all() iter.Seq2[leaseID, *packedLease] {
 	return func(yield func(leaseID, *packedLease) bool) {
-		for _, id := range t.ids {
-			if !yield(id, t.at(id)) {
+		for _, value := range t.ids.slots {
+			if value != 0 && !yield(leaseID(value-1), t.at(leaseID(value-1))) {
 				return
 			}
 		}
@@ -204,20 +214,64 @@ func claimMAC(f Family, mac MAC) claim {
 	return c
 }
 
+// maxClaims is the most that one lease claims: a subnet and a MAC per family.
+const maxClaims = 4
+
 // claims holds who claims what. Of several claimants of one thing the order is
 // the caller's.
 type claims struct {
-	first map[claim]leaseID
+	table *leaseTable
+	// first has the first claimant of each thing, as a number of a lease times
+	// maxClaims and which of its claims it is.
+	first index
 	// several has all claimants of what more than one claims.
 	several map[claim][]leaseID
 }
 
+func newClaims(table *leaseTable) *claims {
+	c := &claims{table: table, several: map[claim][]leaseID{}}
+	c.first.hash = func(n uint32) uint64 { return maphash.Comparable(seed, c.claim(n)) }
+	return c
+}
+
+// claim is what a number in first stands for.
+func (c *claims) claim(n uint32) claim {
+	return c.table.at(leaseID(n / maxClaims)).claim(n % maxClaims)
+}
+
+// claim is one of the lease's.
+func (p *packedLease) claim(which uint32) claim {
+	f := Family(which / 2)
+	if which%2 == 1 {
+		return claimMAC(f, p.mac[f])
+	}
+	return claimSubnet(f, p.key.subnets()[f])
+}
+
+// which is the number of a claim among those of a lease.
+func (of claim) which() uint32 {
+	if of.bits == macClaim {
+		return 2*uint32(of.family) + 1
+	}
+	return 2 * uint32(of.family)
+}
+
+func (of claim) by(id leaseID) uint32 { return uint32(id)*maxClaims + of.which() }
+
+// of returns the first claimant.
+func (c *claims) of(what claim) (leaseID, bool) {
+	n, ok := c.first.find(maphash.Comparable(seed, what), func(n uint32) bool { return c.claim(n) == what })
+	return leaseID(n / maxClaims), ok
+}
+
 // all lists the claimants. It does not allocate where there is one.
 func (c *claims) all(of claim, room *[1]leaseID) []leaseID {
-	if ids, ok := c.several[of]; ok {
-		return ids
+	if len(c.several) > 0 {
+		if ids, ok := c.several[of]; ok {
+			return ids
+		}
 	}
-	id, ok := c.first[of]
+	id, ok := c.of(of)
 	if !ok {
 		return nil
 	}
@@ -227,12 +281,9 @@ func (c *claims) all(of claim, room *[1]leaseID) []leaseID {
 
 // add makes a lease one of the claimants, in the order that compare gives them.
 func (c *claims) add(of claim, id leaseID, compare func(a, b leaseID) int) {
-	if c.first == nil {
-		c.first, c.several = map[claim]leaseID{}, map[claim][]leaseID{}
-	}
-	first, ok := c.first[of]
+	first, ok := c.of(of)
 	if !ok {
-		c.first[of] = id
+		c.first.add(maphash.Comparable(seed, of), of.by(id))
 		return
 	}
 	by := c.several[of]
@@ -241,19 +292,26 @@ func (c *claims) add(of claim, id leaseID, compare func(a, b leaseID) int) {
 	}
 	by = append(by, id)
 	slices.SortFunc(by, compare)
-	c.first[of], c.several[of] = by[0], by
+	c.several[of] = by
+	c.lead(of, by[0])
 }
 
-// remove takes a claimant away.
+// lead makes a lease the first claimant of what has one.
+func (c *claims) lead(of claim, id leaseID) {
+	c.first.replace(maphash.Comparable(seed, of), func(n uint32) bool { return c.claim(n) == of }, of.by(id))
+}
+
+// remove takes a claimant away, before its lease goes.
 func (c *claims) remove(of claim, id leaseID) {
 	by := slices.DeleteFunc(c.several[of], func(o leaseID) bool { return o == id })
 	switch len(by) {
 	case 0:
-		delete(c.first, of)
+		c.first.remove(maphash.Comparable(seed, of), func(n uint32) bool { return n == of.by(id) })
 	case 1:
 		delete(c.several, of)
-		c.first[of] = by[0]
+		c.lead(of, by[0])
 	default:
-		c.first[of], c.several[of] = by[0], by
+		c.several[of] = by
+		c.lead(of, by[0])
 	}
 }

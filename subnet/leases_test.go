@@ -33,7 +33,7 @@ func TestLeasesArePackedWithoutLoss(t *testing.T) {
 // TestLeaseTableIsAMap of leases by their subnets.
 func TestLeaseTableIsAMap(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 2))
-	var table leaseTable
+	table := newLeaseTable()
 	model := map[Subnets]Lease{}
 	for range 20_000 {
 		l := peerLease(2)
@@ -80,6 +80,44 @@ func TestLeasesAreOrderedBySubnets(t *testing.T) {
 	for i, k := range keys {
 		if k.subnets() != want[i] {
 			t.Errorf("%d is %s, want %s", i, k.subnets(), want[i])
+		}
+	}
+}
+
+// TestIndexIsAMap of numbers by a key that clashes often, and moves about.
+func TestIndexIsAMap(t *testing.T) {
+	r := rand.New(rand.NewPCG(1, 2))
+	for _, hashes := range []uint64{1, 7, 1 << 20} {
+		keys, model := map[uint32]int{}, map[int]uint32{} // Both ways.
+		hash := func(key int) uint64 { return uint64(key) * 0x9e3779b97f4a7c15 >> 13 % hashes }
+		x := index{hash: func(n uint32) uint64 { return hash(keys[n]) }}
+		for n := range uint32(3000) {
+			key := r.IntN(200)
+			is := func(n uint32) bool { return keys[n] == key }
+			got, ok := x.find(hash(key), is)
+			if want, there := model[key]; ok != there || ok && got != want {
+				t.Fatalf("%d hashes: key %d gives %d %v, want %d %v", hashes, key, got, ok, want, there)
+			}
+			switch {
+			case !ok:
+				keys[n], model[key] = key, n
+				x.add(hash(key), n)
+			case r.IntN(3) == 0:
+				keys[n] = key
+				x.replace(hash(key), is, n)
+				model[key] = n
+			default:
+				x.remove(hash(key), is)
+				delete(model, key)
+			}
+			if x.used != len(model) {
+				t.Fatalf("%d hashes: %d used, want %d", hashes, x.used, len(model))
+			}
+		}
+		for key, want := range model {
+			if got, ok := x.find(hash(key), func(n uint32) bool { return keys[n] == key }); !ok || got != want {
+				t.Errorf("%d hashes: key %d gives %d %v, want %d", hashes, key, got, ok, want)
+			}
 		}
 	}
 }

@@ -28,12 +28,12 @@ type Mirror struct {
 	// listed says that a listing was told of, so that leases are all there were
 	// then: what was restored is peers alone.
 	listed bool
-	leases leaseTable
+	leases *leaseTable
 	peers  int // How many of them are peers.
 	grace  grace
 	// claims holds who claims what only one lease may have: those with a record
 	// before those that are held, oldest first.
-	claims claims
+	claims *claims
 	// bad are the records that could not be read and refused the leases that are
 	// no peers, by key, with the reasons.
 	bad, refused map[string]string
@@ -53,8 +53,9 @@ func NewMirror(cfg Config, self Identity, check func(Lease) error) *Mirror {
 	if check == nil {
 		check = func(Lease) error { return nil }
 	}
+	leases := newLeaseTable()
 	return &Mirror{
-		cfg: cfg, self: self, check: check,
+		cfg: cfg, self: self, check: check, leases: leases, claims: newClaims(leases),
 		bad: map[string]string{}, refused: map[string]string{},
 		grace: grace{since: map[Subnets]time.Time{}},
 	}
@@ -220,9 +221,6 @@ func (m *Mirror) compareHeld(a, b Subnets) int {
 	}
 }
 
-// maxClaims is the most that one lease claims.
-const maxClaims = 4
-
 // claimsOf appends what a lease claims. One that is no peer by itself claims
 // nothing, so that no broken record harms a sound one; the node's own lease
 // claims its subnets.
@@ -256,7 +254,7 @@ func (m *Mirror) rivalry(id leaseID) error {
 	l := m.leases.at(id)
 	var room [maxClaims]claim
 	for _, c := range m.claimsOf(room[:0], l) {
-		first := m.claims.first[c]
+		first, _ := m.claims.of(c)
 		if first == id {
 			continue
 		}
@@ -334,7 +332,8 @@ func (m *Mirror) Peers() []Lease {
 	slices.SortFunc(keys, leaseKey.compare)
 	out := make([]Lease, 0, len(keys))
 	for _, key := range keys {
-		out = append(out, m.leases.at(m.leases.ids[key]).lease())
+		id, _ := m.leases.idOf(key)
+		out = append(out, m.leases.at(id).lease())
 	}
 	return out
 }

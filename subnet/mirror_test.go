@@ -228,7 +228,7 @@ func TestMirrorIsSmall(t *testing.T) {
 	}
 	per := (heap() - before) / peers
 	t.Logf("%d bytes per peer", per)
-	if per > 330 {
+	if per > 230 {
 		t.Errorf("a peer takes %d bytes", per)
 	}
 	runtime.KeepAlive(m)

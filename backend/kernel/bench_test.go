@@ -34,6 +34,25 @@ func BenchmarkApply(b *testing.B) {
 	}
 }
 
+// BenchmarkBatch shows by what batchOps was chosen.
+func BenchmarkBatch(b *testing.B) {
+	want := peers(benchPeers, false)
+	ops, back := backend.Diff(&backend.State{}, want), backend.Diff(want, &backend.State{})
+	for _, n := range []int{1, 8, 32, 64, 128, batchOps, 1024} {
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			k := openAt(b, kerneltest.Namespace(b))
+			k.batchOps = n
+			var in, out time.Duration
+			for b.Loop() {
+				in += execute(b, k, ops)
+				out += execute(b, k, back)
+			}
+			report(b, in, "µs/peer-added")
+			report(b, out, "µs/peer-removed")
+		})
+	}
+}
+
 func BenchmarkDump(b *testing.B) {
 	for name, v6 := range map[string]bool{"IPv4": false, "IPv6": true} {
 		b.Run(name, func(b *testing.B) {

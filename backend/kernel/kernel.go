@@ -30,6 +30,8 @@ type Kernel struct {
 	closed bool
 	sock   *socket
 	out    builder
+	// batchOps is the most ops in one batch.
+	batchOps int
 	// index has the devices that the last Dump or a later Apply met.
 	index map[string]int
 	hops  nexthopIDs
@@ -75,7 +77,7 @@ func OpenAt(ns *os.File, owns func(device string) bool) (*Kernel, error) {
 
 func open(ns *os.File, owns func(string) bool) (*Kernel, error) {
 	k := &Kernel{
-		owns: owns, ns: ns, turn: make(chan struct{}, 1), listen: listenerBuffer,
+		owns: owns, ns: ns, turn: make(chan struct{}, 1), listen: listenerBuffer, batchOps: batchOps,
 		index: map[string]int{}, byNexthop: map[fdbKey]struct{}{}, obstructed: obstructed{},
 	}
 	var err error

@@ -22,6 +22,36 @@ type Options struct {
 	Daemon string
 	// Progress is called with one line for each thing done. It may be nil.
 	Progress func(line string)
+
+	pauses pauses
+}
+
+// pauses are how long things are waited for that do not tell when they are over.
+type pauses struct {
+	// settle is given to the daemon before its memory is read, quiet is how long
+	// a restarted one is listened to, and idle how long it is left alone.
+	settle, quiet, idle time.Duration
+}
+
+func (o *Options) complete() error {
+	for _, n := range o.Peers {
+		if n < 1 || n > MaxPeers {
+			return fmt.Errorf("%d peers are not between 1 and %d", n, MaxPeers)
+		}
+	}
+	if len(o.Peers) == 0 {
+		return errors.New("no number of peers is given")
+	}
+	if o.Progress == nil {
+		o.Progress = func(string) {}
+	}
+	if o.pauses == (pauses{}) {
+		o.pauses = pauses{settle: 7 * time.Second, quiet: 3 * time.Second, idle: time.Minute}
+		if o.Short {
+			o.pauses.idle = 5 * time.Second
+		}
+	}
+	return nil
 }
 
 // UsualPeers are the numbers of peers that the project's own page shows.
@@ -82,21 +112,10 @@ type Changes struct{ Kernel, Whole Sample }
 // burst is the number of peers that come and go at once.
 const burst = 10_000
 
-// settleTime is given to the daemon before its memory is read.
-const settleTime = 7 * time.Second
-
-// quietTime is how long a restarted daemon is listened to.
-const quietTime = 3 * time.Second
-
 // Run measures. It needs root, and leaves nothing behind.
 func Run(ctx context.Context, o Options) (r Result, err error) {
-	if o.Progress == nil {
-		o.Progress = func(string) {}
-	}
-	for _, n := range o.Peers {
-		if n < 1 || n > MaxPeers {
-			return r, fmt.Errorf("%d peers are not between 1 and %d", n, MaxPeers)
-		}
+	if err := o.complete(); err != nil {
+		return r, err
 	}
 	dir, err := os.MkdirTemp("", "ripstop-bench-")
 	if err != nil {
@@ -275,7 +294,7 @@ func (b *run) warm(ctx context.Context, s *Size) error {
 		}
 		ready, cpu, err := b.node.start(ctx)
 		if err == nil {
-			err = pause(ctx, quietTime)
+			err = pause(ctx, b.opts.pauses.quiet)
 		}
 		events, heardErr := heard.total()
 		if err = errors.Join(err, heardErr, heard.close()); err != nil {
@@ -305,7 +324,7 @@ func (b *run) warm(ctx context.Context, s *Size) error {
 	if _, _, err := b.node.start(ctx); err != nil {
 		return err
 	}
-	if err := pause(ctx, settleTime); err != nil {
+	if err := pause(ctx, b.opts.pauses.settle); err != nil {
 		return err
 	}
 	var err error
@@ -313,19 +332,11 @@ func (b *run) warm(ctx context.Context, s *Size) error {
 	return err
 }
 
-// idleTime is how long the daemon is left alone to see what it takes.
-func (b *run) idleTime() time.Duration {
-	if b.opts.Short {
-		return 5 * time.Second
-	}
-	return time.Minute
-}
-
 func (b *run) idle(ctx context.Context, s *Size) error {
 	if sizes := slices.Sorted(slices.Values(b.opts.Peers)); s.Peers != sizes[0] && s.Peers != sizes[len(sizes)-1] {
 		return nil // It lies in between.
 	}
-	if err := pause(ctx, settleTime); err != nil {
+	if err := pause(ctx, b.opts.pauses.settle); err != nil {
 		return err
 	}
 	began := time.Now()
@@ -333,7 +344,7 @@ func (b *run) idle(ctx context.Context, s *Size) error {
 	if err != nil {
 		return err
 	}
-	if err := pause(ctx, b.idleTime()); err != nil {
+	if err := pause(ctx, b.opts.pauses.idle); err != nil {
 		return err
 	}
 	after, err := b.node.cpu()

@@ -102,7 +102,7 @@ func (b *run) changes(ctx context.Context, s *Size) (err error) {
 			}
 		}
 	}
-	if err := pause(ctx, settleTime); err != nil {
+	if err := pause(ctx, b.opts.pauses.settle); err != nil {
 		return err
 	}
 	s.Settled, err = b.node.memory()
@@ -165,7 +165,7 @@ func (b *run) bursts(ctx context.Context, s *Size) error {
 	if err := b.node.holds(ctx, b.peers.entries(b.peers.between(0, s.Peers))); err != nil {
 		return err
 	}
-	if err := pause(ctx, settleTime); err != nil {
+	if err := pause(ctx, b.opts.pauses.settle); err != nil {
 		return err
 	}
 	var err error
