@@ -295,8 +295,13 @@ func walkPicture(h *Host, records []walkRecord) []string {
 					fmt.Sprintf("addrgenmode 1 dev %s", dev), fmt.Sprintf("address %s/%d dev %s", base, bits, dev))
 				continue
 			}
-			out = append(out, fmt.Sprintf("fdb %s %s dev %s", e.public, e.mac, dev), fmt.Sprintf("neighbour %s %s dev %s", base, e.mac, dev),
-				fmt.Sprintf("nexthop via %s dev %s", base, dev), fmt.Sprintf("route %s via %s dev %s metric %d table 254", e.subnet, base, dev, metric))
+			gateway := base
+			if base.Is6() { // fe80:: and the first half of the subnet's, which is a /64.
+				half := base.As16()
+				gateway = netip.AddrFrom16([16]byte(append([]byte{0xfe, 0x80, 0, 0, 0, 0, 0, 0}, half[:8]...)))
+			}
+			out = append(out, fmt.Sprintf("fdb %s %s dev %s", e.public, e.mac, dev), fmt.Sprintf("neighbour %s %s dev %s", gateway, e.mac, dev),
+				fmt.Sprintf("nexthop via %s dev %s", gateway, dev), fmt.Sprintf("route %s via %s dev %s metric %d table 254 mtu 0", e.subnet, gateway, dev, metric))
 		}
 	}
 	slices.Sort(out)
