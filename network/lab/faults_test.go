@@ -195,7 +195,8 @@ func (s *faultSuite) try(t *testing.T, l *Lab, f fault) {
 		t.Fatal(err)
 	}
 	everyPairTalks(t, l, talkLimit)
-	limit, asBefore, tell := s.heal, func() bool { return false }, func() string { return "it is not what it was" }
+	var asBefore func() bool
+	limit, tell := s.heal, func() string { return "it is not what it was" }
 	if f.state == nil {
 		before := mustPicture(t, h)
 		asBefore, tell = func() bool { return looksLike(h, before) }, func() string { return differs(h, before) }
