@@ -68,6 +68,8 @@ var (
 // chosen from them.
 type Interface struct {
 	Name string
+	// Up tells that it is up and has a carrier.
+	Up bool
 	// MTU is in bytes.
 	MTU int
 	// Addresses are its global addresses that are not about to go, IPv4 first,
@@ -79,6 +81,16 @@ type Interface struct {
 	// DefaultV4 and DefaultV6 tell whether the family's default route of the
 	// lowest metric leaves by it.
 	DefaultV4, DefaultV6 bool
+}
+
+// Way is how the host sends to an address outside. The zero Way says that it
+// cannot.
+type Way struct {
+	// Interface names the interface by which a packet leaves; that of the loopback
+	// where the address is the host's own.
+	Interface string
+	// Source is the address from which it is sent unless it has one already.
+	Source netip.Addr
 }
 
 // Failure is an op that did not succeed.

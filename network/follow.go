@@ -18,12 +18,11 @@ import (
 // follower turns what happens in the store into what the loop is to want. It
 // lives on the goroutine of the store's Watch.
 type follower struct {
-	config  subnet.Config
-	planner plan.Planner
-	node    string
-	subnet  subnet.Subnets // The node's own.
-	loop    *converge.Loop
-	log     *zap.Logger
+	config subnet.Config
+	node   string
+	subnet subnet.Subnets // The node's own.
+	loop   *converge.Loop
+	log    *zap.Logger
 	// firewall lets a peer's packets in before there is a route to it.
 	firewall Firewall
 
@@ -41,12 +40,13 @@ type follower struct {
 	// text is the config as it was last seen in the store.
 	text string
 
-	mu     sync.Mutex // For save, which another goroutine calls.
-	mirror *subnet.Mirror
-	own    []backend.Entry // What the node owes for itself, until it is told.
-	begun  bool
-	held   subnet.Holds
-	unread []subnet.Subnets
+	mu      sync.Mutex // For save, move and status, which other goroutines call.
+	planner plan.Planner
+	mirror  *subnet.Mirror
+	own     []backend.Entry // What the node owes for itself.
+	begun   bool
+	held    subnet.Holds
+	unread  []subnet.Subnets
 }
 
 func newFollower(p prepared, planner plan.Planner, loop *converge.Loop, owed []backend.Entry, grace time.Duration, log *zap.Logger) *follower {
@@ -85,7 +85,40 @@ func (f *follower) tellAll() {
 	}
 	f.firewall.Update(nil, public)
 	f.loop.Update(f.mirror.Revision(), nil, owe)
-	f.own, f.begun = nil, true
+	f.begun = true
+}
+
+// move plans anew for a node that has another underlay, and so other addresses and
+// others on its link. The loop makes the difference, in one go.
+func (f *follower) move(planner plan.Planner, self subnet.Identity, own []backend.Entry) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	before := f.planner
+	release, owe := slices.Clone(f.own), slices.Clone(own)
+	f.planner, f.own = planner, own
+	var went, came []netip.Addr
+	changed := map[subnet.Subnets]bool{}
+	for _, d := range f.mirror.Move(self) {
+		changed[d.Before.Subnets], changed[d.After.Subnets] = true, true
+		release = append(release, before.Peer(d.Before)...)
+		owe = append(owe, planner.Peer(d.After)...)
+		went = append(went, publicAddresses(f.subnet, d.Before)...)
+		came = append(came, publicAddresses(f.subnet, d.After)...)
+	}
+	if !f.begun { // All is yet to be told.
+		return
+	}
+	f.mirror.EachPeer(func(l subnet.Lease) {
+		if changed[l.Subnets] {
+			return
+		}
+		if was, is := before.Peer(l), planner.Peer(l); !slices.Equal(was, is) {
+			release, owe = append(release, was...), append(owe, is...)
+		}
+	})
+	f.firewall.Update(nil, came)
+	f.loop.Update(f.mirror.Revision(), release, owe)
+	f.firewall.Update(went, nil)
 }
 
 // save returns the peers of now.
@@ -122,7 +155,10 @@ func (f *follower) follow(c subnet.Change) {
 			f.tellRewritten(l)
 		}
 	}
-	f.problems.report(time.Now(), f.mirror.Problems())
+	f.mu.Lock()
+	passedOver := f.mirror.Problems()
+	f.mu.Unlock()
+	f.problems.report(time.Now(), passedOver)
 }
 
 // tellRewritten puts a record where the last one may be that nobody took yet.

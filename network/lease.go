@@ -42,30 +42,44 @@ func (n *Node) claim(ctx context.Context, cfg subnet.Config, req subnet.Request,
 }
 
 // hold keeps the lease and the node's presence, and claims them again where
-// they were lost. The subnets are in use by then: no others will do.
-func (n *Node) hold(ctx context.Context, p prepared, lease subnet.Lease, keeper *keeper, f *follower) error {
-	req := p.request
-	req.Previous, req.OnlyPrevious = lease.Subnets, true
+// they were lost. The subnets are in use by then: no others will do. elsewhere is
+// closed when the node is no longer at the site that p is of.
+func (n *Node) hold(ctx context.Context, p prepared, lease subnet.Lease, keeper *keeper, f *follower, elsewhere <-chan struct{}) error {
+	request := func() subnet.Request {
+		at, _ := n.place.now()
+		req := at.request(p.request)
+		req.Previous, req.OnlyPrevious = lease.Subnets, true
+		return req
+	}
 	if p.unclaimed {
 		if _, err := n.arrive(ctx, &p, f.kick, false); err != nil {
 			return err
 		}
 		var err error
-		if lease, err = n.claim(ctx, p.config, req, f.kick); err != nil {
+		if lease, err = n.claim(ctx, p.config, request(), f.kick); err != nil {
 			return err
 		}
 		keeper.claimed(lease)
 	}
 	vigil := newVigil(n, p)
+	moved := make(chan struct{}, 1)
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return vigil.run(ctx) })
+	group.Go(func() error { return n.appearWhereMoved(ctx, vigil, elsewhere, moved) })
 	group.Go(func() error {
 		pauses := &backoff.ExponentialBackOff{InitialInterval: firstWait, RandomizationFactor: 0.5, Multiplier: 2, MaxInterval: longestWait}
 		for {
 			began := time.Now()
-			err := n.holdRecord(ctx, lease, keeper.renewed, f.rewritten)
+			err := n.holdRecord(ctx, lease, keeper.renewed, f.rewritten, moved)
 			if ctx.Err() != nil {
 				return nil
+			}
+			if errors.Is(err, errMoved) {
+				if lease, err = n.rewrite(ctx, p.config, lease, request(), f.kick); err != nil {
+					return err
+				}
+				keeper.claimed(lease)
+				continue
 			}
 			if !errors.Is(err, subnet.ErrLeaseLost) {
 				return fmt.Errorf("hold the lease: %w", err)
@@ -85,7 +99,7 @@ func (n *Node) hold(ctx context.Context, p prepared, lease subnet.Lease, keeper 
 			if err := vigil.sure(ctx); err != nil {
 				return err
 			}
-			if lease, err = n.claim(ctx, p.config, req, f.kick); err != nil {
+			if lease, err = n.claim(ctx, p.config, request(), f.kick); err != nil {
 				return err
 			}
 			keeper.claimed(lease)
@@ -94,10 +108,50 @@ func (n *Node) hold(ctx context.Context, p prepared, lease subnet.Lease, keeper 
 	return group.Wait()
 }
 
+// errMoved says that the record is to say where the node is now.
+var errMoved = errors.New("the underlay is another")
+
+// appearWhereMoved makes the node known as living at its addresses of now whenever
+// they change, and then has its record written: in this order, so that no record
+// names an address at which another lives.
+func (n *Node) appearWhereMoved(ctx context.Context, v *vigil, changed <-chan struct{}, moved chan<- struct{}) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-changed:
+		}
+		var at site
+		at, changed = n.place.now()
+		if at.public != v.known() {
+			if err := v.sure(ctx); err != nil {
+				return nil // The end of ctx.
+			}
+		}
+		select {
+		case moved <- struct{}{}:
+		default: // The record is written after this anyway.
+		}
+	}
+}
+
+// rewrite makes the record of the lease that is held say what the request does.
+func (n *Node) rewrite(ctx context.Context, cfg subnet.Config, held subnet.Lease, req subnet.Request, kick <-chan struct{}) (subnet.Lease, error) {
+	lease, err := subnet.Rewrite(ctx, n.store, held, req)
+	if err != nil { // The claim finds out why, and waits for a store that is away.
+		return n.claim(ctx, cfg, req, kick)
+	}
+	if lease.Modified != held.Modified {
+		n.log.Info("record rewritten", zap.Stringer("subnets", lease.Subnets), zap.String("holder", lease.Holder()), zap.Int("mtu", lease.MTU))
+	}
+	return lease, nil
+}
+
 // holdRecord holds the lease until it is lost, also to who writes another's
 // address into its record: the store takes that for the node's own hand, for the
-// record still bears its name.
-func (n *Node) holdRecord(ctx context.Context, lease subnet.Lease, alive func(until time.Time), rewritten <-chan subnet.Lease) error {
+// record still bears its name. It ends with errMoved where the record is to be
+// written anew.
+func (n *Node) holdRecord(ctx context.Context, lease subnet.Lease, alive func(until time.Time), rewritten <-chan subnet.Lease, moved <-chan struct{}) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	done := make(chan error, 1)
@@ -106,6 +160,12 @@ func (n *Node) holdRecord(ctx context.Context, lease subnet.Lease, alive func(un
 		select {
 		case err := <-done:
 			return err
+		case <-moved:
+			cancel()
+			if err := <-done; err != nil {
+				return err
+			}
+			return errMoved
 		case now := <-rewritten:
 			if now.Modified <= lease.Modified || now.SameContent(lease) {
 				continue // It was so before it was claimed, or says the same.

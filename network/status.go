@@ -57,9 +57,9 @@ func (n *Node) Status() status.Status {
 	s := status.Status{
 		Version: status.Version, Node: n.opts.Name, Up: v.up, Waiting: v.waiting,
 		Daemon: status.Daemon{Version: n.opts.Version, PID: os.Getpid(), Started: v.started, LogLevel: n.opts.Level.String()},
-		Lease:  v.lease, Underlay: slices.Clone(v.underlay), Peers: v.peers, Store: v.store,
+		Lease:  v.lease, Underlay: slices.Clone(v.underlay), UnderlayMoves: v.moves, Peers: v.peers, Store: v.store,
 	}
-	loop, subnets := v.loop, v.subnets
+	loop, subnets, notWritten := v.loop, v.subnets, v.fileProblem
 	v.mu.Unlock()
 
 	away := false
@@ -85,7 +85,7 @@ func (n *Node) Status() status.Status {
 		if err := n.NotReady(); err != nil {
 			s.Trouble = err.Error()
 		}
-		fileProblem = subnetFileProblem(n.opts.SubnetFile, subnets)
+		fileProblem = cmp.Or(subnetFileProblem(n.opts.SubnetFile, subnets), notWritten)
 	default:
 	}
 	s.Conditions = status.Judge(s, now, fileProblem)

@@ -109,6 +109,31 @@ func (m *Mirror) Apply(now time.Time, c Change) []Delta {
 	return m.deltas(touched)
 }
 
+// Move makes the mirror that of a node with other addresses, or with another
+// backend's check, and returns what that means for peers, in the order of their
+// subnets. It costs as much as there are leases.
+func (m *Mirror) Move(self Identity) []Delta {
+	m.self = self
+	var other []leaseID
+	for id, at := range m.leases.all() {
+		l := at.lease()
+		// What is refused is judged again also for the sake of the reason.
+		if own, sound := m.self.Owns(l), m.sound(l) == nil; own != at.own || sound != at.sound || !sound {
+			other = append(other, id)
+		}
+	}
+	touched := touched{}
+	for _, id := range other {
+		at := m.leases.at(id)
+		m.note(id, touched)
+		m.claim(id, false, touched)
+		l := at.lease()
+		at.own, at.sound = m.self.Owns(l), m.sound(l) == nil
+		m.claim(id, true, touched)
+	}
+	return m.deltas(touched)
+}
+
 // missing lists the leases whose records a change takes away. Those that are
 // held have none that a listing could lack.
 func (m *Mirror) missing(c Change) []Subnets {
@@ -336,6 +361,16 @@ func (m *Mirror) Peers() []Lease {
 		out = append(out, m.leases.at(id).lease())
 	}
 	return out
+}
+
+// EachPeer visits all peers, in no order. The mirror is not to be changed
+// meanwhile.
+func (m *Mirror) EachPeer(visit func(Lease)) {
+	for _, l := range m.leases.all() {
+		if l.peer {
+			visit(l.lease())
+		}
+	}
 }
 
 // Own returns the node's own lease as the store has it.

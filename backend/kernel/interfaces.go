@@ -48,7 +48,7 @@ func (k *Kernel) Interfaces(ctx context.Context) ([]backend.Interface, error) {
 			continue
 		}
 		out = append(out, backend.Interface{
-			Name: l.name, MTU: l.mtu, Addresses: addresses[l.index], OnLink: onLink[l.index],
+			Name: l.name, Up: l.up && l.running, MTU: l.mtu, Addresses: addresses[l.index], OnLink: onLink[l.index],
 			DefaultV4: defaultV4[l.index], DefaultV6: defaultV6[l.index],
 		})
 	}

@@ -94,7 +94,7 @@ func TestInterfaces(t *testing.T) {
 	}
 	for _, want := range []backend.Interface{
 		{Name: "lo", MTU: 65536},
-		{Name: "eth0", MTU: 9000, DefaultV4: true, DefaultV6: true, Addresses: []netip.Addr{
+		{Name: "eth0", Up: true, MTU: 9000, DefaultV4: true, DefaultV6: true, Addresses: []netip.Addr{
 			netip.MustParseAddr("192.0.2.5"), netip.MustParseAddr("192.0.2.4"), netip.MustParseAddr("2001:db8::5"),
 		}, OnLink: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("203.0.113.0/24"), netip.MustParsePrefix("2001:db8::/64")}},
 		{Name: "br0", MTU: 1500, DefaultV4: true, Addresses: []netip.Addr{netip.MustParseAddr("198.51.100.1")},

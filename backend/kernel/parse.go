@@ -287,6 +287,7 @@ type routeMessage struct {
 	table, metric uint32
 	nexthop       uint32
 	gateway       netip.Addr
+	source        netip.Addr
 	// out has the devices by which it leaves; more are in multipath.
 	out       int
 	multipath []byte
@@ -330,7 +331,9 @@ func parseRoute(b []byte) (r routeMessage, ok bool) {
 			r.parseMetrics(v)
 		case unix.RTA_VIA: // A gateway of the other family.
 			r.gateway, r.odd = readAddr(v[min(2, len(v)):]), true
-		case unix.RTA_PREFSRC, unix.RTA_ENCAP:
+		case unix.RTA_PREFSRC:
+			r.source, r.odd = readAddr(v), true
+		case unix.RTA_ENCAP:
 			r.odd = true
 		}
 	}

@@ -68,6 +68,7 @@ func run(ctx context.Context, c config) error {
 	}
 	defer func() { _ = log.Sync() }()
 	c.etcd.Log = log
+	c.node.StoreAddresses = c.etcd.Addresses
 	c.node.Level, c.node.Version = level, settings.Release()
 
 	store, err := etcd.Open(ctx, c.etcd)

@@ -26,6 +26,8 @@ const (
 	LeaseHeld = "lease"
 	// Undisputed: nobody else lives under this node's name, address or subnet.
 	Undisputed = "undisputed"
+	// UnderlayThere: the host has the interfaces and addresses of the underlay.
+	UnderlayThere = "underlay"
 	// StoreKnown: the copy of the store is current, or knowingly stale.
 	StoreKnown = "store"
 	// DeviceRight: devices and addresses are as wanted.
@@ -37,7 +39,7 @@ const (
 )
 
 // Names lists the conditions.
-var Names = []string{Started, LeaseHeld, Undisputed, StoreKnown, DeviceRight, EntriesRight, SubnetFile}
+var Names = []string{Started, LeaseHeld, Undisputed, UnderlayThere, StoreKnown, DeviceRight, EntriesRight, SubnetFile}
 
 // Judge makes the conditions of a status, without Since. fileProblem says what
 // is wrong with the subnet file, which nothing else in the status tells.
@@ -64,6 +66,7 @@ func Judge(s Status, now time.Time, fileProblem string) []Condition {
 	}
 	add(LeaseHeld, leaseProblem(s.Lease, now), "")
 	add(Undisputed, s.Trouble, "")
+	add(UnderlayThere, underlayProblem(s.Underlay), "")
 	problem, note := storeProblem(s.Store, now)
 	add(StoreKnown, problem, note)
 	add(DeviceRight, deviceProblem(s.Devices), "")
@@ -102,6 +105,16 @@ func storeProblem(s Store, now time.Time) (problem, note string) {
 		return fmt.Sprintf("the store was last heard at %s, and nothing says why it is silent", clock(s.Heard)), ""
 	}
 	return "the store has not been listed yet", ""
+}
+
+func underlayProblem(underlay []Underlay) string {
+	var all []string
+	for _, u := range underlay {
+		if u.Problem != "" {
+			all = append(all, fmt.Sprintf("%s: %s; going on with %s on %s", u.Family, u.Problem, u.Address, u.Interface))
+		}
+	}
+	return strings.Join(all, "; ")
 }
 
 func deviceProblem(devices []Device) string {

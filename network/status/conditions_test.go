@@ -31,14 +31,17 @@ func TestJudge(t *testing.T) {
 		bad  string
 		want string
 	}{
-		"coming up":          {func(s *Status) { s.Up = false }, "", Started, "coming up"},
-		"waits":              {func(s *Status) { s.Up, s.Waiting = false, &Waiting{For: "lease", Reason: "all are taken"} }, "", Started, "waits for lease: all are taken"},
-		"waits though up":    {func(s *Status) { s.Waiting = &Waiting{For: "lease", Reason: "x"} }, "", "", ""},
-		"no lease yet":       {func(s *Status) { s.Lease = Lease{} }, "", LeaseHeld, "no lease is held yet"},
-		"lease ran out":      {func(s *Status) { s.Lease.Expires = now }, "", LeaseHeld, "may have run out at 2026-03-01T12:00:00Z"},
-		"reservation":        {func(s *Status) { s.Lease = Lease{Held: true, Reservation: true, Expires: now} }, "", "", ""},
-		"not renewed yet":    {func(s *Status) { s.Lease.Expires = time.Time{} }, "", "", ""},
-		"trouble":            {func(s *Status) { s.Trouble = "a twin" }, "", Undisputed, "a twin"},
+		"coming up":       {func(s *Status) { s.Up = false }, "", Started, "coming up"},
+		"waits":           {func(s *Status) { s.Up, s.Waiting = false, &Waiting{For: "lease", Reason: "all are taken"} }, "", Started, "waits for lease: all are taken"},
+		"waits though up": {func(s *Status) { s.Waiting = &Waiting{For: "lease", Reason: "x"} }, "", "", ""},
+		"no lease yet":    {func(s *Status) { s.Lease = Lease{} }, "", LeaseHeld, "no lease is held yet"},
+		"lease ran out":   {func(s *Status) { s.Lease.Expires = now }, "", LeaseHeld, "may have run out at 2026-03-01T12:00:00Z"},
+		"reservation":     {func(s *Status) { s.Lease = Lease{Held: true, Reservation: true, Expires: now} }, "", "", ""},
+		"not renewed yet": {func(s *Status) { s.Lease.Expires = time.Time{} }, "", "", ""},
+		"trouble":         {func(s *Status) { s.Trouble = "a twin" }, "", Undisputed, "a twin"},
+		"underlay gone": {func(s *Status) {
+			s.Underlay = []Underlay{{Family: "IPv4", Interface: "eth0", Address: netip.MustParseAddr("10.0.0.1"), Problem: "no address"}}
+		}, "", UnderlayThere, "IPv4: no address; going on with 10.0.0.1 on eth0"},
 		"store unread":       {func(s *Status) { s.Store.State = Unread }, "", StoreKnown, "not been listed"},
 		"store silent":       {func(s *Status) { s.Store.State = Silent }, "", StoreKnown, "nothing says why"},
 		"store away":         {func(s *Status) { s.Store.State, s.Store.Outage = Stale, &Outage{Since: now, Reason: "refused"} }, "", "", "revision 7; the store is away since 2026-03-01T12:00:00Z: refused"},
