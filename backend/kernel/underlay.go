@@ -136,3 +136,42 @@ func (k *Kernel) ofInterfaces(m message, leads func(netip.Prefix) bool) bool {
 	}
 	return false
 }
+
+// What is added for a moment to have the kernel look up routes anew: a route in a
+// table to which no rule leads, and a link-local address on a device of ours. Left
+// behind, they are ours and not wanted, and go.
+const flushTable = Protocol
+
+var flushAddress = netip.PrefixFrom(netip.AddrFrom16([16]byte{0: 0xfe, 1: 0x80, 15: Protocol}), 128)
+
+// forgetSource has a device send from another local address at once. For each
+// remote it keeps a route with the source that this had, and goes by it as long
+// as that route holds (udp_tunnel_dst_lookup, udp_tunnel6_dst_lookup): for good,
+// where no route or address changes any more. All such routes of the network
+// namespace are looked up anew after a route of IPv4 was added
+// (fib_table_insert), and after an address of IPv6 was (fib6_flush_trees).
+func (k *Kernel) forgetSource(ctx context.Context, index int, local netip.Addr) error {
+	write := func(w *builder, seq uint32, v backend.Verb) {
+		encodeAddress(w, seq, v, backend.Address{Prefix: flushAddress}, index)
+	}
+	if local.Is4() {
+		write = func(w *builder, seq uint32, v backend.Verb) {
+			typ, flags := uint16(unix.RTM_NEWROUTE), uint16(replaceFlags)
+			if v == backend.Delete {
+				typ, flags = unix.RTM_DELROUTE, 0
+			}
+			h := w.begin(typ, flags, seq, sizeRouteMessage)
+			h[0], h[4], h[5], h[7] = unix.AF_INET, flushTable, Protocol, unix.RTN_BLACKHOLE
+		}
+	}
+	for _, v := range []backend.Verb{backend.Replace, backend.Delete} {
+		err := k.request(ctx, func(w *builder, seq uint32) {
+			write(w, seq, v)
+			w.ask()
+		}, nil)
+		if err != nil && !(v == backend.Delete && gone(err)) {
+			return fmt.Errorf("forget routes from the address of before: %w", err)
+		}
+	}
+	return nil
+}

@@ -36,7 +36,7 @@ func TestDefaults(t *testing.T) {
 func TestEveryFlagHasAnEnvironmentVariable(t *testing.T) {
 	values := map[string][2]string{
 		"etcd-endpoints": {"http://10.0.0.1:2379,http://10.0.0.2:2379", "[http://10.0.0.1:2379,http://10.0.0.2:2379]"},
-		"iface":          {"eth1,eth2", "[eth1,eth2]"}, "iface-regex": {"^eth[12],?$", "[^eth[12],?$]"},
+		"iface":          {"eth1,eth2", "[eth1,eth2]"}, "iface-regex": {"^eth[12],?$", `["^eth[12],?$"]`},
 		"ip-masq": {"true", "true"}, "non-masquerade-cidrs": {"192.0.2.0/24,2001:db8::/32", "[192.0.2.0/24,2001:db8::/32]"},
 		"guard": {"off", "off"}, "iptables-forward-rules": {"false", "false"}, "iptables-resync": {"5", "5"}, "lease-ttl": {"2h", "2h0m0s"}, "peer-grace": {"7m", "7m0s"},
 		"healthz-port": {"8285", "8285"},

@@ -2,9 +2,12 @@ package etcd
 
 import (
 	"context"
+	"errors"
 	"net"
 	"net/netip"
 	"sync"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/ripstop-net/ripstop/subnet"
 )
@@ -55,13 +58,15 @@ func (d *dialer) forgetClosed() {
 	}
 }
 
-// giveUp closes the connections from addresses other than those given, and ends
-// all tries: those may wait for an answer to an address that is gone.
-func (d *dialer) giveUp(host map[netip.Addr]bool) {
+// giveUp closes the connections that stale tells of, and ends all tries: those may
+// wait for an answer to an address that is gone.
+func (d *dialer) giveUp(stale func(local, remote netip.AddrPort) bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for conn := range d.open {
-		if at, ok := conn.LocalAddr().(*net.TCPAddr); ok && !host[at.AddrPort().Addr().Unmap().WithZone("")] {
+		local, ok := conn.LocalAddr().(*net.TCPAddr)
+		remote, both := conn.RemoteAddr().(*net.TCPAddr)
+		if ok && both && stale(local.AddrPort(), remote.AddrPort()) {
 			_ = conn.Close() // gRPC finds out by its read.
 			delete(d.open, conn)
 		}
@@ -71,18 +76,25 @@ func (d *dialer) giveUp(host map[netip.Addr]bool) {
 	}
 }
 
+// stale tells whether a connection is from another address than one made now would
+// be: answers go where the host no longer is, or by another way. While there is no
+// way at all, one from an address that the host has may come to life again.
+func stale(local, remote netip.AddrPort) bool {
+	conn, err := net.Dial("udp", remote.String()) // Nothing is sent.
+	if err != nil {
+		probe, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(local.Addr(), 0)))
+		if err == nil {
+			_ = probe.Close()
+		}
+		return errors.Is(err, unix.EADDRNOTAVAIL)
+	}
+	defer func() { _ = conn.Close() }()
+	now, ok := conn.LocalAddr().(*net.UDPAddr)
+	return ok && now.AddrPort().Addr().Unmap() != local.Addr().Unmap()
+}
+
 // Redial gives up what cannot be heard of any more; see [subnet.Redialer].
 func (s *Store) Redial() {
-	addrs, err := net.InterfaceAddrs()
-	if err != nil {
-		return // Timeouts find out too.
-	}
-	host := map[netip.Addr]bool{}
-	for _, a := range addrs {
-		if p, err := netip.ParsePrefix(a.String()); err == nil {
-			host[p.Addr().Unmap()] = true
-		}
-	}
-	s.dialer.giveUp(host)
+	s.dialer.giveUp(stale)
 	s.client.ActiveConnection().ResetConnectBackoff()
 }
