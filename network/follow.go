@@ -36,17 +36,17 @@ type follower struct {
 	changed, settled func()
 	epoch            string
 
-	problems *problems
 	// text is the config as it was last seen in the store.
 	text string
 
-	mu      sync.Mutex // For save, move and status, which other goroutines call.
-	planner plan.Planner
-	mirror  *subnet.Mirror
-	own     []backend.Entry // What the node owes for itself.
-	begun   bool
-	held    subnet.Holds
-	unread  []subnet.Subnets
+	mu       sync.Mutex // For save, move and status, which other goroutines call.
+	planner  plan.Planner
+	mirror   *subnet.Mirror
+	own      []backend.Entry // What the node owes for itself.
+	begun    bool
+	held     subnet.Holds
+	unread   []subnet.Subnets
+	problems *problems
 }
 
 func newFollower(p prepared, planner plan.Planner, loop *converge.Loop, owed []backend.Entry, grace time.Duration, log *zap.Logger) *follower {
@@ -108,6 +108,7 @@ func (f *follower) move(planner plan.Planner, self subnet.Identity, own []backen
 	if !f.begun { // All is yet to be told.
 		return
 	}
+	defer func() { f.problems.report(time.Now(), f.mirror.Problems()) }()
 	f.mirror.EachPeer(func(l subnet.Lease) {
 		if changed[l.Subnets] {
 			return
@@ -156,9 +157,8 @@ func (f *follower) follow(c subnet.Change) {
 		}
 	}
 	f.mu.Lock()
-	passedOver := f.mirror.Problems()
-	f.mu.Unlock()
-	f.problems.report(time.Now(), passedOver)
+	defer f.mu.Unlock()
+	f.problems.report(time.Now(), f.mirror.Problems())
 }
 
 // tellRewritten puts a record where the last one may be that nobody took yet.
