@@ -181,6 +181,7 @@ func (m *mover) move(to site) error {
 	}
 	m.follower.move(planner, subnet.Identity{Node: m.n.opts.Name, PublicIP: to.public}, own)
 	m.n.view.moved(planner, m.p.config.Families(), to.choice)
+	m.n.view.count()
 	m.n.place.set(to)
 	return nil
 }

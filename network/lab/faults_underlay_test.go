@@ -120,7 +120,9 @@ func (s *faultSuite) tryUnderlay(t *testing.T, l *Lab, network string, f underla
 }
 
 // overheadOf is what a host's device takes of the interface's MTU for a family.
-func overheadOf(f subnet.Family) int { return subnet.PerFamily[int]{hostOverhead, hostOverhead + 20}[f] }
+func overheadOf(f subnet.Family) int {
+	return subnet.PerFamily[int]{hostOverhead, hostOverhead + 20}[f]
+}
 
 // nodeIsAt tells what of a host's own is not as its underlay has it, "" for
 // nothing: the devices and the subnet file.
@@ -321,4 +323,3 @@ func remadeAt(seat, mtu int) func(*testing.T, *Lab, *Host) error {
 		return errors.Join(err, l.underlay.ns.awaitUp(t.Context(), h.Name, h.at.bridge), h.Namespace.awaitUp(t.Context(), hostInterface))
 	}
 }
-
