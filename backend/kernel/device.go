@@ -158,9 +158,6 @@ func (k *Kernel) changeDevice(ctx context.Context, d backend.Device) error {
 		if err != nil {
 			return fmt.Errorf("change device: %w", err)
 		}
-		if err := k.forgetSource(ctx, l.index, d.Local); err != nil {
-			return fmt.Errorf("change device: %w", err)
-		}
 	}
 	// A request of its own, for vxlan_nl2conf refuses one that names the MTU
 	// beside its own data. Even the same address would be announced as a change
