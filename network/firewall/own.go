@@ -30,7 +30,7 @@ type own struct {
 	skeleton []string
 	// peers are the elements of the sets, dropped the packets that the guard
 	// counted.
-	peers   map[netip.Addr]struct{}
+	peers   *addresses
 	size    uint32 // Of the sets.
 	dropped nftables.CounterObj
 }
@@ -42,7 +42,7 @@ var hookNames = map[nftables.ChainHook]string{
 
 // readOwn reads our table.
 func (c *conn) readOwn() (own, error) {
-	o := own{peers: map[netip.Addr]struct{}{}}
+	o := own{peers: newAddresses()}
 	tables, err := c.nft.ListTablesOfFamily(nftables.TableFamilyINet)
 	if err != nil {
 		return o, fmt.Errorf("list tables: %w", err)
@@ -107,7 +107,7 @@ func (c *conn) readSets(o *own) error {
 		}
 		for _, e := range elements {
 			if a, ok := netip.AddrFromSlice(e.Key); ok {
-				o.peers[a] = struct{}{}
+				o.peers.set(a, 1)
 			}
 		}
 	}
