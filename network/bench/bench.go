@@ -62,6 +62,9 @@ type Result struct {
 	Began time.Time
 	Took  time.Duration
 	Sizes []Size
+	// Load is how many processes of others ran or waited for a processor when it
+	// began.
+	Load float64
 }
 
 // Size is what was found with one number of peers.
@@ -117,6 +120,7 @@ func Run(ctx context.Context, o Options) (r Result, err error) {
 	if err := o.complete(); err != nil {
 		return r, err
 	}
+	r.Load = load()
 	dir, err := os.MkdirTemp("", "ripstop-bench-")
 	if err != nil {
 		return r, fmt.Errorf("make a folder: %w", err)
