@@ -81,9 +81,9 @@ fuzz:
 
 # The random walk that make test takes a few steps of, for long. A seed that it
 # printed replays it: make walk WALKFLAGS=-walk.seed=N
-WALKSTEPS ?= 1000
+WALKTIME ?= 30m
 walk:
-	go test $(RACE) -run '^TestWalk$$' -v -count=1 -timeout 60m ./network/lab -walk.steps=$(WALKSTEPS) $(WALKFLAGS)
+	go test $(RACE) -run '^TestWalk$$' -v -count=1 -timeout 0 ./network/lab -walk.steps=1000000 -walk.time=$(WALKTIME) $(WALKFLAGS)
 
 clean:
 	rm -rf bin

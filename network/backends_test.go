@@ -175,11 +175,9 @@ func TestPeersMTU(t *testing.T) {
 		r.eventually(fmt.Sprintf("the route to a peer with %d bears %d", step.mtu, step.route), bears(step.route))
 	}
 	r.kernel.Ops()
-	for _, mtu := range []int{17, 70000, -1} {
-		second.MTU = mtu
-		r.store.Put(second.Subnets.Key(), second.Record(), true)
-		r.eventually("it is named", func() bool { return r.said(fmt.Sprintf("MTU: %d is outside", mtu)) })
-	}
+	second.MTU = 17
+	r.store.Put(second.Subnets.Key(), second.Record(), true)
+	r.eventually("it is named", func() bool { return r.said("MTU: 17 is outside") })
 	if ops := r.kernel.Ops(); len(ops) > 0 || !bears(600)() {
 		t.Errorf("ops %v", ops)
 	}

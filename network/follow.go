@@ -46,6 +46,7 @@ type follower struct {
 	own    []backend.Entry // What the node owes for itself, until it is told.
 	begun  bool
 	held   subnet.Holds
+	unread []subnet.Subnets
 }
 
 func newFollower(p prepared, planner plan.Planner, loop *converge.Loop, owed []backend.Entry, grace time.Duration, log *zap.Logger) *follower {
@@ -175,16 +176,41 @@ func (f *follower) apply(c subnet.Change) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	deltas := f.mirror.Apply(time.Now(), c)
+	unread := f.mirror.Unread()
+	another := !slices.Equal(unread, f.unread)
+	if another { // What is no longer kept goes only when it is known what is owed in its place.
+		f.keep(slices.Concat(f.unread, unread))
+	}
 	if f.begun {
 		f.tell(deltas)
 	} else {
 		f.tellAll()
 	}
+	if another {
+		f.keep(unread)
+		f.unread = unread
+	}
 	if c.Whole {
-		f.firewall.SetCareful(false)
+		f.firewall.SetCareful(len(unread) > 0)
 		f.loop.SetCareful(false)
 	}
 	return f.reportHolds() || len(deltas) > 0
+}
+
+// keep makes loop and firewall leave alone what the kernel has for subnets of
+// which nothing could be read. Where their holders send from is not known, so the
+// firewall takes nobody out.
+func (f *follower) keep(unread []subnet.Subnets) {
+	var keep []netip.Prefix
+	for _, s := range unread {
+		for _, p := range s {
+			if p.IsValid() {
+				keep = append(keep, p)
+			}
+		}
+	}
+	f.loop.Keep(keep...)
+	f.firewall.SetCareful(len(keep) > 0)
 }
 
 // reportHolds says once that peers are held, and once that none is any more.

@@ -43,6 +43,7 @@ func TestEndOfHoldIsSavedAtOnce(t *testing.T) {
 	r.store.Wipe()
 	r.store.SetConfig([]byte(testConfig))
 	r.eventually("it is saved that the peer is held", saved(true))
+	r.savesItsLease() // No other cause to save is left.
 	r.store.Put(second.Subnets.Key(), value, true)
 	r.eventually("it is saved that it is not", saved(false))
 }

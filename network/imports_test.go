@@ -53,17 +53,22 @@ func TestImportsRunOneWay(t *testing.T) {
 		"backend/kernel":            {"backend"},
 		"backend/kernel/kerneltest": {},
 		"backend/backendtest":       {"backend"},
-		"network":                   {"subnet", "backend", "backend/plan", "backend/planners", "network/converge", "network/envfile", "network/underlay"},
+		"network":                   {"subnet", "backend", "backend/plan", "backend/planners", "network/converge", "network/envfile", "network/rundir", "network/status", "network/status/serve", "network/underlay"},
+		"network/rundir":            {},
+		"network/cleanup":           {"subnet", "backend", "network/envfile"},
+		"network/status":            {"subnet"},
+		"network/status/serve":      {"network/status"},
 		"network/converge":          {"backend"},
 		"network/underlay":          {"subnet", "backend"},
 		"network/envfile":           {"subnet"},
 		"network/firewall":          {"subnet"},
 		"network/lab":               {"subnet", "subnet/etcd", "subnet/subnettest/etcdserver", "network/envfile", "backend/vxlan"},
+		"network/fleet":             {"network/lab"},
 		"network/bench":             {"subnet", "backend", "backend/plan", "backend/kernel", "backend/vxlan", "network/lab"},
 		"cmd/internal/settings":     {"subnet", "subnet/etcd"},
-		"cmd/ripstop":               {"cmd/internal/settings", "subnet", "subnet/etcd", "backend/planners"},
+		"cmd/ripstop":               {"cmd/internal/settings", "subnet", "subnet/etcd", "backend", "backend/kernel", "backend/planners", "backend/vxlan", "network", "network/cleanup", "network/firewall", "network/rundir", "network/status"},
 		"cmd/ripstop-cni":           {"subnet", "network/envfile"},
-		"cmd/ripstop-lab":           {"cmd/internal/settings", "network/lab", "network/bench", "subnet", "subnet/subnettest/etcdserver"},
+		"cmd/ripstop-lab":           {"cmd/internal/settings", "network/lab", "network/fleet", "network/bench", "subnet", "subnet/subnettest/etcdserver"},
 		"cmd/ripstopd":              {"cmd/internal/settings", "subnet", "subnet/etcd", "backend/kernel", "backend/vxlan", "network", "network/firewall", "network/underlay"},
 	}
 	// Who alone may import a library.
@@ -75,6 +80,8 @@ func TestImportsRunOneWay(t *testing.T) {
 		"github.com/google/nftables":      {"network/firewall"},
 		"github.com/mdlayher/netlink":     {"network/firewall"},
 		"github.com/containernetworking/": {"cmd/ripstop-cni"},
+		"github.com/prometheus/":          {"network/status/serve"},
+		"github.com/coreos/go-systemd/":   {"network/status/serve"},
 	}
 	for name, p := range packages {
 		for _, i := range p.Imports {

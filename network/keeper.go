@@ -1,6 +1,7 @@
 package network
 
 import (
+	"bytes"
 	"context"
 	"sync"
 	"time"
@@ -41,11 +42,21 @@ type keeper struct {
 	snapshot snapshot
 }
 
-func newKeeper(dir string, log *zap.Logger, s snapshot, peers func() (string, int64, subnet.SavedPeers)) *keeper {
-	return &keeper{
+// newKeeper returns one for a node that begins with s, where saved, nil for
+// nothing, is on disk. What is there already is not written again: the first
+// write is then that of what the store tells first.
+func newKeeper(dir string, log *zap.Logger, saved *snapshot, s snapshot, peers func() (string, int64, subnet.SavedPeers)) *keeper {
+	k := &keeper{
 		write: func(s *snapshot) error { return s.write(dir) },
 		log:   log, snapshot: s, peers: peers, dirty: make(chan struct{}, 1), urgent: make(chan struct{}, 1),
 	}
+	if saved != nil && saved.Lease.ID == s.Lease.ID {
+		k.snapshot.Expires = saved.Expires
+	}
+	if saved == nil || saved.Lease != s.Lease || !bytes.Equal(saved.Config, s.Config) {
+		signal(k.urgent)
+	}
+	return k
 }
 
 func signal(c chan struct{}) {
@@ -91,12 +102,9 @@ func (k *keeper) renewed(until time.Time) {
 // run writes what changed until ctx ends, and then for the last time, if there is
 // anything to write.
 func (k *keeper) run(ctx context.Context) error {
+	var pause time.Duration
 	for {
-		took, ok := k.save(ctx)
-		if !ok {
-			return nil
-		}
-		again := time.NewTimer(max(saveEvery, saveShare*took))
+		again := time.NewTimer(pause)
 		owed := true
 		select {
 		case <-ctx.Done():
@@ -117,6 +125,11 @@ func (k *keeper) run(ctx context.Context) error {
 			}
 			return nil
 		}
+		took, ok := k.save(ctx)
+		if !ok {
+			return nil
+		}
+		pause = max(saveEvery, saveShare*took)
 	}
 }
 

@@ -21,7 +21,7 @@ func TestSnapshotIsWrittenSeldom(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		dir := t.TempDir()
 		revision := int64(0)
-		k := newKeeper(dir, zap.NewNop(), *testSnapshot(1), func() (string, int64, subnet.SavedPeers) {
+		k := newKeeper(dir, zap.NewNop(), nil, *testSnapshot(1), func() (string, int64, subnet.SavedPeers) {
 			revision++
 			return "E", revision, subnet.SavedPeers{}
 		})
@@ -67,7 +67,7 @@ func TestSnapshotThatCannotBeWrittenIsSaidOnce(t *testing.T) {
 	if err := os.WriteFile(dir, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	k := newKeeper(dir, zap.New(core), *testSnapshot(1), func() (string, int64, subnet.SavedPeers) { return "", 0, subnet.SavedPeers{} })
+	k := newKeeper(dir, zap.New(core), nil, *testSnapshot(1), func() (string, int64, subnet.SavedPeers) { return "", 0, subnet.SavedPeers{} })
 	for range 3 {
 		k.save(t.Context())
 	}
@@ -89,7 +89,7 @@ type disk struct {
 // onDisk is a keeper with a disk, and what it logs.
 func onDisk() (*keeper, disk, *observer.ObservedLogs) {
 	core, logs := observer.New(zap.DebugLevel)
-	k := newKeeper("", zap.New(core), *testSnapshot(1), func() (string, int64, subnet.SavedPeers) { return "E", 1, subnet.SavedPeers{} })
+	k := newKeeper("", zap.New(core), nil, *testSnapshot(1), func() (string, int64, subnet.SavedPeers) { return "E", 1, subnet.SavedPeers{} })
 	d := disk{make(chan *snapshot), make(chan error)}
 	k.write = func(s *snapshot) error {
 		d.asked <- s
@@ -180,6 +180,48 @@ func TestLastWrite(t *testing.T) {
 					time.Sleep(time.Second)
 					d.answer <- nil
 				}
+				if err := <-done; err != nil {
+					t.Error(err)
+				}
+			})
+		})
+	}
+}
+
+// TestWhatIsSavedIsNotWrittenAgain: so that what the store tells first is, at once.
+func TestWhatIsSavedIsNotWrittenAgain(t *testing.T) {
+	for name, tc := range map[string]struct {
+		change func(*snapshot)
+		want   bool
+	}{
+		"the same":       {func(*snapshot) {}, false},
+		"another lease":  {func(s *snapshot) { s.Lease.ID++ }, true},
+		"record changed": {func(s *snapshot) { s.Lease.Modified++ }, true},
+		"another config": {func(s *snapshot) { s.Config = []byte("{}") }, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				saved, now := testSnapshot(1), *testSnapshot(1)
+				tc.change(&now)
+				now.Expires = time.Time{}
+				var writes []*snapshot
+				k := newKeeper("", zap.NewNop(), saved, now, func() (string, int64, subnet.SavedPeers) { return "E", 1, subnet.SavedPeers{} })
+				k.write = func(s *snapshot) error { writes = append(writes, s); return nil }
+				ctx, cancel := context.WithCancel(t.Context())
+				done := make(chan error, 1)
+				go func() { done <- k.run(ctx) }()
+				synctest.Wait()
+				if len(writes) > 0 != tc.want {
+					t.Errorf("written %d times", len(writes))
+				}
+				if !tc.want {
+					k.changed()
+					synctest.Wait()
+					if len(writes) != 1 || !writes[0].Expires.Equal(saved.Expires) {
+						t.Errorf("what changed first is not written at once: %+v", writes)
+					}
+				}
+				cancel()
 				if err := <-done; err != nil {
 					t.Error(err)
 				}

@@ -70,6 +70,7 @@ func (n *Node) hold(ctx context.Context, p prepared, lease subnet.Lease, keeper 
 			if !errors.Is(err, subnet.ErrLeaseLost) {
 				return fmt.Errorf("hold the lease: %w", err)
 			}
+			n.view.lost(err)
 			if time.Since(began) > longestWait {
 				pauses.Reset()
 			} else { // Something takes it away again and again.

@@ -17,6 +17,7 @@ import (
 	"github.com/ripstop-net/ripstop/backend/planners"
 	"github.com/ripstop-net/ripstop/network/converge"
 	"github.com/ripstop-net/ripstop/network/envfile"
+	"github.com/ripstop-net/ripstop/network/status"
 	"github.com/ripstop-net/ripstop/network/underlay"
 	"github.com/ripstop-net/ripstop/subnet"
 )
@@ -40,6 +41,13 @@ type Options struct {
 	// AuditEvery is the mean time between comparisons of the kernel with all
 	// that it announced; 0 is DefaultAuditEvery.
 	AuditEvery time.Duration
+	// Listen is the TCP address at which the status is answered beside the socket
+	// in RunDir; "" for none.
+	Listen string
+	// Level is the log's, for whoever changes it while the node runs. Version is
+	// what the status says of the program.
+	Level   zap.AtomicLevel
+	Version string
 }
 
 // DefaultPeerGrace is time enough for every node of a large network to find
@@ -61,7 +69,7 @@ type Host interface {
 // Node is one node of the network. Run it once.
 type Node struct {
 	opts     Options
-	store    subnet.Store
+	store    observed
 	presence subnet.Presence
 	kernel   backend.Kernel
 	host     Host
@@ -71,6 +79,9 @@ type Node struct {
 
 	// What tests make shorter.
 	firstListing, firstOfBoot, settle time.Duration
+
+	view    view
+	tracker status.Tracker
 
 	mu sync.Mutex
 	// twin and taken are why a node that came up is not ready any more: another
@@ -88,10 +99,16 @@ const (
 
 // New joins a node's parts. Nothing happens before Run.
 func New(opts Options, store subnet.Store, presence subnet.Presence, kernel backend.Kernel, host Host, log *zap.Logger) *Node {
-	return &Node{
-		opts: opts, store: store, presence: presence, kernel: kernel, host: host, firewall: noFirewall{}, log: log, ready: make(chan struct{}),
+	if opts.Level == (zap.AtomicLevel{}) {
+		opts.Level = zap.NewAtomicLevel()
+	}
+	n := &Node{
+		opts: opts, presence: presence, kernel: kernel, host: host, firewall: noFirewall{}, log: log, ready: make(chan struct{}),
 		firstListing: firstListing, firstOfBoot: firstOfBoot, settle: settleTime,
 	}
+	n.view.started = time.Now()
+	n.store = observed{store, &n.view}
+	return n
 }
 
 // Ready is closed once the device stands, the entries of all peers have been
@@ -151,6 +168,11 @@ func (n *Node) run(ctx context.Context) error {
 		return err
 	}
 	defer unlock()
+	stop, err := n.observe(ctx)
+	if err != nil {
+		return err
+	}
+	defer stop()
 	id, booted, err := token(n.opts.RunDir)
 	if err != nil {
 		return err
@@ -239,6 +261,7 @@ func (n *Node) prepare(ctx context.Context, saved *snapshot, patience time.Durat
 	if err != nil {
 		return prepared{}, err
 	}
+	n.view.chose(cfg.Families(), choice)
 	self := plan.Self{Node: n.opts.Name}
 	var public subnet.PerFamily[netip.Addr]
 	for _, f := range cfg.Families() {
@@ -380,14 +403,14 @@ func (n *Node) serve(ctx context.Context, p prepared, lease subnet.Lease) error 
 	n.beginFirewall(p, own)
 	follower := newFollower(p, planner, loop, own, n.opts.PeerGrace, n.log)
 	follower.firewall = n.firewall
-	keeper := newKeeper(n.opts.StateDir, n.log, snapshot{Node: n.opts.Name, Config: p.text, Lease: lease}, follower.save)
+	keeper := newKeeper(n.opts.StateDir, n.log, p.saved, snapshot{Node: n.opts.Name, Config: p.text, Lease: lease}, follower.save)
 	follower.changed, follower.settled = keeper.changed, keeper.settled
-	if p.saved != nil && p.saved.Lease.ID == lease.ID {
-		keeper.snapshot.Expires = p.saved.Expires
-	}
+	var standsIn *snapshot
 	if p.unclaimed {
 		follower.begin()
+		standsIn = p.saved
 	}
+	n.view.serves(p, lease, loop, follower, standsIn)
 
 	group, ctx := errgroup.WithContext(ctx)
 	filtered := n.runFirewall(ctx, group)

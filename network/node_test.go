@@ -62,13 +62,13 @@ type rig struct {
 
 // counting is a store that counts its listings, those of Watch apart.
 type counting struct {
-	subnet.Store
+	subnettest.Client
 	lists *atomic.Int32
 }
 
 func (c counting) List(ctx context.Context) (subnet.Listing, error) {
 	c.lists.Add(1)
-	return c.Store.List(ctx)
+	return c.Client.List(ctx)
 }
 
 func newRig(t *testing.T) *rig {

@@ -10,34 +10,19 @@ import (
 	"strings"
 
 	"github.com/google/renameio/v2"
-	"golang.org/x/sys/unix"
+
+	"github.com/ripstop-net/ripstop/network/rundir"
 )
 
-// lockRunDir makes the run folder and holds it against a second daemon, which
-// would fight this one over the same device. The kernel lets go of the lock
-// when the process ends, however it ends.
+// lockRunDir holds the run folder.
 func lockRunDir(dir string) (unlock func(), err error) {
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return nil, fmt.Errorf("make the run folder (--run-dir): %w", err)
+	unlock, err = rundir.Lock(dir)
+	var held *rundir.HeldError
+	if errors.As(err, &held) {
+		err = fmt.Errorf("another ripstopd (process %s) runs with %s: stop it; a second one needs a network namespace, --run-dir, --state-dir and --subnet-file of its own",
+			held.Process, held.Dir)
 	}
-	path := filepath.Join(dir, "ripstopd.lock")
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o644)
-	if err != nil {
-		return nil, fmt.Errorf("lock the run folder (--run-dir): %w", err)
-	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		holder, _ := os.ReadFile(path)
-		_ = f.Close()
-		if errors.Is(err, unix.EWOULDBLOCK) {
-			return nil, fmt.Errorf("another ripstopd (process %s) runs with %s: stop it; a second one needs a network namespace, --run-dir, --state-dir and --subnet-file of its own",
-				strings.TrimSpace(string(holder)), dir)
-		}
-		return nil, fmt.Errorf("lock %s: %w", path, err)
-	}
-	// Only for the message above: the lock itself is the kernel's.
-	_ = f.Truncate(0)
-	_, _ = f.WriteAt(fmt.Appendf(nil, "%d\n", os.Getpid()), 0)
-	return func() { _ = f.Close() }, nil
+	return unlock, err
 }
 
 // token reads what tells this machine from another of the same name, and makes

@@ -38,6 +38,7 @@ func (n *Node) untilWithin(ctx context.Context, longest time.Duration, what stri
 		var given *backoff.PermanentError
 		switch {
 		case err == nil:
+			n.view.goesOn(what)
 			if said != "" {
 				n.log.Info("waiting is over", zap.String("for", what), zap.Int("tries", tries))
 			}
@@ -50,6 +51,7 @@ func (n *Node) untilWithin(ctx context.Context, longest time.Duration, what stri
 			return fmt.Errorf("%s: %w", what, err)
 		case err.Error() != said:
 			said = err.Error()
+			n.view.waits(what, err)
 			n.log.Warn("waiting", zap.String("for", what), zap.Error(err))
 		}
 		pause := time.NewTimer(pauses.NextBackOff())

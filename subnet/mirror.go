@@ -331,9 +331,6 @@ func (m *Mirror) judge(s Subnets) (peer bool) {
 	return at.peer
 }
 
-// Count is the number of peers.
-func (m *Mirror) Count() int { return m.peers }
-
 // All visits all peers, in no order.
 func (m *Mirror) All() iter.Seq[Lease] {
 	return func(yield func(Lease) bool) {

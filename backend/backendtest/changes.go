@@ -2,7 +2,6 @@ package backendtest
 
 import (
 	"math/rand/v2"
-	"net/netip"
 	"slices"
 	"testing"
 	"time"
@@ -156,8 +155,6 @@ func testFreed(_ *testing.T, s *suite) {
 		s.apply(backend.Add, o.fdb(9), o.neighbour(9))
 		s.apply(backend.Add, o.nexthop(9))
 	}
-	wide := backend.Route{Dst: netip.PrefixFrom(overlays[1].subnet(0x90).Addr(), 60)}
-	s.by(s.Others.Stand(wide))
 	defer s.following()()
 	refused := func(e backend.Entry) {
 		s.t.Helper()
@@ -188,9 +185,6 @@ func testFreed(_ *testing.T, s *suite) {
 		s.by(s.Others.Yield(o.route(9)))
 		freed(o.route(9), "the end of another's route")
 	}
-	refused(overlays[1].nexthop(0x91))
-	s.by(s.Others.Yield(wide))
-	freed(overlays[1].nexthop(0x91), "the end of another's wider route")
 	for _, o := range overlays {
 		s.apply(backend.Delete, o.route(9))
 		s.changes("own delete")

@@ -3,8 +3,6 @@ package kernel
 import (
 	"errors"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/ripstop-net/ripstop/backend"
 )
 
@@ -26,16 +24,9 @@ func (o obstructed) note(op backend.Op, err error) {
 	switch {
 	case err == nil:
 		delete(o, id)
-	case len(o) < maxObstructed && inTheWay(op, err):
+	case len(o) < maxObstructed && errors.Is(err, backend.ErrInTheWay):
 		o[id] = struct{}{}
 	}
-}
-
-// inTheWay tells whether an op failed because of what is another's. Of an IPv6
-// nexthop not every such failure is explained.
-func inTheWay(op backend.Op, err error) bool {
-	hop, ok := op.Entry.(backend.Nexthop)
-	return errors.Is(err, backend.ErrInTheWay) || ok && op.Verb != backend.Delete && hop.Gateway.Is6() && errors.Is(err, unix.EINVAL)
 }
 
 // freed tells that nothing is in the way of an entry any more, if anything was.
@@ -55,16 +46,7 @@ func (e *events) freedAll(k *Kernel, by uint32) {
 	}
 }
 
-// freedByRoute is freed for what a route that goes was in the way of: one of ours
-// in its place, or an IPv6 nexthop whose gateway it led to another way.
+// freedByRoute is freed for one of ours that a route which goes had the place of.
 func (e *events) freedByRoute(k *Kernel, r routeMessage, by uint32) {
 	e.freed(k, backend.Identity(r.route(backend.Nexthop{}, "")), by)
-	if r.dst.Addr().Is4() {
-		return
-	}
-	for id := range k.obstructed {
-		if hop, ok := id.(backend.Nexthop); ok && r.dst.Contains(hop.Gateway) {
-			e.freed(k, id, by)
-		}
-	}
 }

@@ -194,6 +194,18 @@ func TestUpOnce(t *testing.T) {
 	nothingIn(t, dir)
 }
 
+func TestFleet(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	shown := run(t, 0, "known everywhere", "fleet", "--dir", dir, "--ripstopd", daemonPath, "--nodes", "3", "--joiners", "1", "--idle", "100ms", "--ip-family", "dual")
+	for _, want := range []string{"3 nodes, dual", "Every node knows every other", "Memory of a daemon", "processor of a daemon", "renewals a second"} {
+		if !strings.Contains(shown, want) {
+			t.Errorf("fleet does not show %q:\n%s", want, shown)
+		}
+	}
+	nothingIn(t, dir)
+}
+
 func TestUpEndsOnInterrupt(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -269,6 +281,8 @@ func TestWrongUse(t *testing.T) {
 		{exitUsage, "none of ipv4, ipv6, dual", "up --ip-family ipx"},
 		{exitUsage, "--nodes: 0 is outside", "up --nodes 0"},
 		{exitUsage, "--pods: 1000 is outside", "up --pods 1000"},
+		{exitUsage, "--nodes: 1 is outside", "fleet --nodes 1"},
+		{exitUsage, "at most 250 hosts", "fleet --nodes 250 --joiners 1"},
 		{exitUsage, "unknown flag", "up --nosuch"},
 		{exitUsage, "--name", "up --name a/b"},
 		{exitUsage, "unknown command", "nosuch"},

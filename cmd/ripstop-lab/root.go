@@ -71,7 +71,7 @@ behind each. It changes nothing outside the namespaces that it makes.`,
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	root.PersistentFlags().StringVar(&at.dir, "dir", usualDir, "`folder` of all labs")
 	root.PersistentFlags().StringVar(&at.name, "name", usualName, "`name` of the lab; several may be up at once")
-	root.AddCommand(newUp(&at), newExec(&at), newPing(&at), newList(&at), newDown(&at), newBench())
+	root.AddCommand(newUp(&at), newExec(&at), newPing(&at), newList(&at), newDown(&at), newFleet(&at), newBench())
 	return root
 }
 

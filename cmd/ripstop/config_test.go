@@ -16,6 +16,10 @@ import (
 
 func TestMain(m *testing.M) {
 	etcdserver.RunIfChild()
+	if os.Getenv(asTool) != "" {
+		main()
+		os.Exit(0)
+	}
 	os.Exit(m.Run())
 }
 
@@ -54,18 +58,12 @@ func (r tool) fails(want string, args ...string) {
 
 func start(t *testing.T) (tool, *clientv3.Client) {
 	t.Helper()
-	s, err := etcdserver.Start(t.Context(), etcdserver.Options{Dir: t.TempDir()})
-	if err != nil {
-		t.Fatal(err)
-	}
+	s := etcdserver.ForTest(t, etcdserver.Options{})
 	c, err := clientv3.New(clientv3.Config{Endpoints: []string{s.URL()}, Logger: zap.NewNop()})
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() {
-		_ = c.Close()
-		_ = s.Kill()
-	})
+	t.Cleanup(func() { _ = c.Close() })
 	return tool{t, s.URL()}, c
 }
 

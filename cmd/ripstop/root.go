@@ -14,8 +14,9 @@ func newRoot() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "ripstop",
 		Short: "Operate a Ripstop network",
-		Long: `ripstop operates a Ripstop network: it writes and checks the network's config in
-etcd, which every node's ripstopd reads.
+		Long: `ripstop operates a Ripstop network: it shows how the node of this host is and whom
+it reaches, writes and checks the network's config in etcd, which every node's
+ripstopd reads, and takes away what ripstopd has made on a host.
 
 Each flag is also an environment variable: --etcd-cafile is ` + settings.EnvironmentName(envPrefix, "etcd-cafile") + `.`,
 		Version:       settings.Version(),
@@ -25,6 +26,6 @@ Each flag is also an environment variable: --etcd-cafile is ` + settings.Environ
 			return settings.FromEnvironment(cmd.Flags(), envPrefix)
 		},
 	}
-	root.AddCommand(newConfig())
+	root.AddCommand(newStatus(), newPeers(), newLogLevel(), newConfig(), newCleanup())
 	return root
 }

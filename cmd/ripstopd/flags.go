@@ -43,6 +43,7 @@ func newFlags() (*pflag.FlagSet, func() (config, error)) {
 		publicIP, publicIPv6 string
 		unmasqueraded        []string
 		guard                string
+		healthz              healthz
 	)
 	flags := pflag.NewFlagSet("ripstopd", pflag.ContinueOnError)
 	flags.SortFlags = false
@@ -63,7 +64,9 @@ func newFlags() (*pflag.FlagSet, func() (config, error)) {
 	flags.DurationVar(&c.node.AuditEvery, "audit-every", network.DefaultAuditEvery, "mean `time` between comparisons of the kernel with all that it announced")
 	flags.StringVar(&c.node.RunDir, "run-dir", "/run/ripstop", "`folder` for what ends with the boot")
 	flags.StringVar(&c.node.StateDir, "state-dir", "/var/lib/ripstop", "`folder` for what outlives a reboot")
-	flags.StringVar(&c.logLevel, "log-level", "info", "least `level` that is logged: debug, info, warn or error")
+	flags.StringVar(&c.node.Listen, "listen", "", "TCP `address` such as 127.0.0.1:8285 at which /healthz, /readyz, /metrics and /v1/ are answered, to whoever asks (nowhere if empty; the socket in --run-dir is always there)")
+	healthz.register(flags)
+	flags.StringVar(&c.logLevel, "log-level", "info", "least `level` that is logged: debug, info, warn or error; 'ripstop log-level' changes it while the daemon runs")
 	flags.BoolVar(&c.version, "version", false, "print the version and exit")
 
 	return flags, func() (config, error) {
@@ -104,6 +107,9 @@ func newFlags() (*pflag.FlagSet, func() (config, error)) {
 			if c.node.Underlay.PublicIP[p.family], err = parsePublic(p.text, p.family); err != nil {
 				return config{}, fmt.Errorf("--%s: %w", p.flag, err)
 			}
+		}
+		if c.node.Listen, err = healthz.listen(c.node.Listen); err != nil {
+			return config{}, err
 		}
 		if _, err := settings.ParseLevel(c.logLevel); err != nil {
 			return config{}, err

@@ -37,7 +37,8 @@ func TestEveryFlagHasAnEnvironmentVariable(t *testing.T) {
 		"etcd-endpoints": {"http://10.0.0.1:2379,http://10.0.0.2:2379", "[http://10.0.0.1:2379,http://10.0.0.2:2379]"},
 		"ip-masq":        {"true", "true"}, "non-masquerade-cidrs": {"192.0.2.0/24,2001:db8::/32", "[192.0.2.0/24,2001:db8::/32]"},
 		"guard": {"off", "off"}, "iptables-forward-rules": {"false", "false"}, "iptables-resync": {"5", "5"}, "lease-ttl": {"2h", "2h0m0s"}, "peer-grace": {"7m", "7m0s"},
-		"audit-every": {"2m", "2m0s"}, "version": {"", ""},
+		"healthz-port": {"8285", "8285"},
+		"audit-every":  {"2m", "2m0s"}, "version": {"", ""},
 	}
 	flags, _ := newFlags()
 	flags.VisitAll(func(f *pflag.Flag) {
@@ -114,5 +115,34 @@ func TestParseRefusesWithWhatToDo(t *testing.T) {
 	c, err := parse([]string{"--etcd-username", "root", "--etcd-password-file", secret, "--public-ip", "203.0.113.7"})
 	if err != nil || c.etcd.Password != "hunter2" || c.node.Underlay.PublicIP[subnet.V4].String() != "203.0.113.7" {
 		t.Errorf("got %v, %v", c.etcd, err)
+	}
+}
+
+// TestListen: flannel's flags for it mean the same, and what cannot be listened
+// at is said before anything else is done.
+func TestListen(t *testing.T) {
+	for _, tc := range []struct {
+		args       []string
+		want, fail string
+	}{
+		{nil, "", ""},
+		{[]string{"--listen=127.0.0.1:8285"}, "127.0.0.1:8285", ""},
+		{[]string{"--listen=:8285"}, ":8285", ""},
+		{[]string{"--listen=[::1]:8285"}, "[::1]:8285", ""},
+		{[]string{"--healthz-port=8285"}, "0.0.0.0:8285", ""},
+		{[]string{"--healthz-port=8285", "--healthz-ip=::1"}, "[::1]:8285", ""},
+		{[]string{"--healthz-ip=127.0.0.1"}, "", ""},
+		{[]string{"--listen=8285"}, "", "127.0.0.1:8285"},
+		{[]string{"--listen=example.org:80"}, "", "no IP address"},
+		{[]string{"--listen=127.0.0.1:http"}, "", "no IP address"},
+		{[]string{"--listen=127.0.0.1:70000"}, "", "no IP address"},
+		{[]string{"--healthz-port=70000"}, "", "--healthz-port"},
+		{[]string{"--healthz-port=1", "--healthz-ip=x"}, "", "--healthz-ip"},
+		{[]string{"--healthz-port=1", "--listen=:1"}, "", "give one of them"},
+	} {
+		c, err := parse(tc.args)
+		if c.node.Listen != tc.want || (err == nil) != (tc.fail == "") || err != nil && !strings.Contains(err.Error(), tc.fail) {
+			t.Errorf("%v: %q, %v", tc.args, c.node.Listen, err)
+		}
 	}
 }

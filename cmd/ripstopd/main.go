@@ -49,12 +49,13 @@ func main() {
 
 // run wires the parts and lets the node live until ctx ends.
 func run(ctx context.Context, c config) error {
-	log, err := settings.Logger(c.logLevel, term.IsTerminal(int(os.Stderr.Fd())))
+	log, level, err := settings.Logger(c.logLevel, term.IsTerminal(int(os.Stderr.Fd())))
 	if err != nil {
 		return err
 	}
 	defer func() { _ = log.Sync() }()
 	c.etcd.Log = log
+	c.node.Level, c.node.Version = level, settings.Release()
 
 	store, err := etcd.Open(ctx, c.etcd)
 	if err != nil {

@@ -115,19 +115,6 @@ func (p *process) ends(within time.Duration) int {
 	}
 }
 
-func startEtcd(t *testing.T, o etcdserver.Options) *etcdserver.Server {
-	t.Helper()
-	if o.Dir == "" {
-		o.Dir = t.TempDir()
-	}
-	s, err := etcdserver.Start(t.Context(), o)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = s.Kill() })
-	return s
-}
-
 func client(t *testing.T, s *etcdserver.Server) *clientv3.Client {
 	t.Helper()
 	c, err := clientv3.New(clientv3.Config{Endpoints: []string{s.URL()}, Logger: zap.NewNop()})
@@ -150,12 +137,12 @@ func put(t *testing.T, c *clientv3.Client, value string) {
 // TestEndsAtOnceWithOneLine: what does not pass by waiting ends the daemon with
 // one line that says what to do.
 func TestEndsAtOnceWithOneLine(t *testing.T) {
-	plain := startEtcd(t, etcdserver.Options{})
+	plain := etcdserver.ForTest(t, etcdserver.Options{})
 	malformed := "--etcd-prefix=/malformed"
 	if _, err := client(t, plain).Put(t.Context(), "/malformed/config", `{"Network":"10.5.0.0"}`); err != nil {
 		t.Fatal(err)
 	}
-	locked := startEtcd(t, etcdserver.Options{})
+	locked := etcdserver.ForTest(t, etcdserver.Options{})
 	enableAuth(t, client(t, locked))
 	dir := t.TempDir()
 	junk := filepath.Join(dir, "junk.pem")
@@ -216,12 +203,12 @@ func TestWaitsAndSaysSoOnce(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	secure := startEtcd(t, etcdserver.Options{ListenClientURL: "https://127.0.0.1:0", CertFile: cert, KeyFile: key, ClientCAFile: authority.CAFile})
+	secure := etcdserver.ForTest(t, etcdserver.Options{ListenClientURL: "https://127.0.0.1:0", CertFile: cert, KeyFile: key, ClientCAFile: authority.CAFile})
 	stranger, err := etcdserver.NewAuthority(t.TempDir())
 	if err != nil {
 		t.Fatal(err)
 	}
-	empty := startEtcd(t, etcdserver.Options{})
+	empty := etcdserver.ForTest(t, etcdserver.Options{})
 	for name, tc := range map[string]struct {
 		args []string
 		want string
@@ -253,7 +240,7 @@ func TestWaitsAndSaysSoOnce(t *testing.T) {
 // TestWaitingEndsWhenTheConfigComes goes as far as the underlay, which is the
 // next thing to be waited for.
 func TestWaitingEndsWhenTheConfigComes(t *testing.T) {
-	etcd := startEtcd(t, etcdserver.Options{})
+	etcd := etcdserver.ForTest(t, etcdserver.Options{})
 	p := startProcess(t, nil, "--etcd-endpoints="+etcd.URL())
 	p.says("write one with")
 	put(t, client(t, etcd), `{"Network":"10.5.0.0/16"}`)

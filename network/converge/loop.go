@@ -5,6 +5,7 @@ package converge
 import (
 	"context"
 	"fmt"
+	"net/netip"
 	"sync"
 	"time"
 
@@ -29,7 +30,9 @@ type Loop struct {
 	kernel backend.Kernel
 	log    *zap.Logger
 	// kick wakes Run; it carries no data.
-	kick       chan struct{}
+	kick chan struct{}
+	// asked has what Run is to call between two passes.
+	asked      chan func()
 	converged  chan struct{}
 	auditEvery time.Duration
 
@@ -43,6 +46,10 @@ type Loop struct {
 	careful bool
 	// recompare asks for a whole comparison, at first and after being careful.
 	recompare bool
+	// keep are the subnets that Keep named last, letGo those that it named
+	// before and that no pass has looked at since.
+	keep  map[netip.Prefix]struct{}
+	letGo []netip.Prefix
 	// dirty are the identities of entries of which the want has changed.
 	dirty map[backend.Entry]struct{}
 	// revision is that of the last Update, reached that of the last of which
@@ -50,6 +57,7 @@ type Loop struct {
 	revision, reached int64
 	step              chan struct{}
 	stats             Stats
+	latest            Report
 
 	// The rest is Run's own. have is the mirror of the kernel, unread says why
 	// it is not to be trusted.
@@ -69,7 +77,9 @@ type Loop struct {
 	// suspected has what the last audit found and the next is to confirm.
 	suspected map[backend.Entry]struct{}
 	dumping   allowance
-	// dumpTries counts failed dumps, dumpAgain is when to try the next.
+	// noDump is why the last dump failed, "" if it did not. dumpTries counts
+	// failed dumps, dumpAgain is when to try the next.
+	noDump    string
 	dumpTries int
 	dumpAgain time.Time
 }
@@ -89,7 +99,7 @@ func New(kernel backend.Kernel, log *zap.Logger) *Loop {
 	reports := newReports(log)
 	return &Loop{
 		kernel: kernel, log: log, reports: reports, auditEvery: DefaultAuditEvery,
-		kick: make(chan struct{}, 1), converged: make(chan struct{}), step: make(chan struct{}), reached: -1,
+		kick: make(chan struct{}, 1), asked: make(chan func()), converged: make(chan struct{}), step: make(chan struct{}), reached: -1,
 		dirty: map[backend.Entry]struct{}{}, unread: start,
 		failing: failing{reports: reports, entries: map[backend.Entry]failure{}},
 		fights:  fights{log: log, reports: reports, calm: calmAfter, most: mostFights, name: name, entries: map[backend.Entry]*fight{}},
@@ -185,9 +195,14 @@ func (l *Loop) converge(ctx context.Context) error {
 			return nil
 		case <-l.kick:
 		case <-timer.C:
+		case f := <-l.asked:
+			f()
+			continue
 		}
+		began := time.Now()
 		l.pass(ctx)
 		l.reports.say(time.Now())
+		l.note(began)
 		if next := l.next(); !next.IsZero() {
 			timer.Reset(time.Until(next))
 		}

@@ -142,11 +142,12 @@ func (p *pass) dump(ctx context.Context) (*backend.State, error) {
 			p.reports.dump(err)
 		}
 		p.dumpAgain = p.now.Add(min(firstRetry<<min(p.dumpTries, 10), longestRetry))
+		p.noDump = err.Error()
 		p.dumpTries++
 		p.count(func(s *Stats) { s.Dumps.Failed++ })
 		return nil, err
 	}
-	p.dumpTries, p.dumpAgain = 0, time.Time{}
+	p.noDump, p.dumpTries, p.dumpAgain = "", 0, time.Time{}
 	p.reports.dump(nil)
 	return have, nil
 }
@@ -169,13 +170,13 @@ func (p *pass) plan() []backend.Op {
 	for id := range p.look {
 		p.whole = p.whole || id.Kind() == backend.KindDevice
 	}
-	p.whole = p.whole || p.recompare
+	p.whole = p.letsGo() || p.whole || p.recompare
 	p.recompare = false
 	want := p.ledger.Want()
 	if p.whole {
-		return p.cautious(backend.Diff(p.have, want))
+		return p.keeping(p.cautious(backend.Diff(p.have, want)))
 	}
-	return p.cautious(backend.Diff(p.have.Pick(maps.Keys(p.look)), want.Pick(maps.Keys(p.look))))
+	return p.keeping(p.cautious(backend.Diff(p.have.Pick(maps.Keys(p.look)), want.Pick(maps.Keys(p.look)))))
 }
 
 // cautious leaves out, while the want may lack peers, what would take anything

@@ -213,6 +213,34 @@ func (f *Firewall) Status(ctx context.Context) Status {
 	return s
 }
 
+// Find names what [Firewall.Remove] would take away, a line for each. A kernel
+// without nftables has nothing of ours.
+func (f *Firewall) Find(ctx context.Context) (ours []string, err error) {
+	<-f.turn
+	defer func() { f.turn <- struct{}{} }()
+	err = f.with(ctx, func(c *conn) error {
+		o, err := c.readOwn()
+		if err != nil {
+			return err
+		}
+		if o.exists {
+			ours = append(ours, "nftables table inet "+TableName)
+		}
+		others, err := c.readOthers()
+		if err != nil {
+			return err
+		}
+		for _, change := range planMends(others, Network{}, false) {
+			ours = append(ours, fmt.Sprintf("rule in table %s, chain %s: %s", change.chain.table, change.chain.name, change.text))
+		}
+		return nil
+	})
+	if errors.Is(err, unix.EPROTONOSUPPORT) || errors.Is(err, unix.EAFNOSUPPORT) || errors.Is(err, unix.EOPNOTSUPP) {
+		return nil, nil
+	}
+	return ours, err
+}
+
 // Remove takes away all that is ours: the table, and the rules among iptables'.
 // It is not to be called while Run is at work.
 func (f *Firewall) Remove(ctx context.Context) error {

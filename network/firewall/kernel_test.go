@@ -14,6 +14,7 @@ import (
 	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest"
 	"go.uber.org/zap/zaptest/observer"
+	"golang.org/x/sys/unix"
 
 	"github.com/ripstop-net/ripstop/backend/kernel/kerneltest"
 )
@@ -365,17 +366,29 @@ func BenchmarkLoad(b *testing.B) {
 	for _, n := range []int{1_000, 10_000, 60_000} {
 		b.Run(fmt.Sprint(n), func(b *testing.B) {
 			all := addrs(0, n)
+			var cpu time.Duration // Of this process, whatever else the machine does.
 			for b.Loop() {
 				b.StopTimer()
 				f, _ := opened(b, Options{Guard: true}, networks["ipv4"])
 				b.StartTimer()
+				began := cpuTime(b)
 				f.Update(nil, all)
+				cpu += cpuTime(b) - began
 				if err := f.Status(context.Background()).Err; err != nil {
 					b.Fatal(err)
 				}
 			}
+			b.ReportMetric(float64(cpu.Microseconds())/1000/float64(b.N), "cpu-ms/op")
 		})
 	}
+}
+
+func cpuTime(t testing.TB) time.Duration {
+	var used unix.Rusage
+	if err := unix.Getrusage(unix.RUSAGE_SELF, &used); err != nil {
+		t.Fatal(err)
+	}
+	return time.Duration(used.Utime.Nano() + used.Stime.Nano())
 }
 
 // BenchmarkOneMore is a peer that comes to many others and goes.

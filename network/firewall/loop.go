@@ -291,7 +291,7 @@ func (f *Firewall) matchPeers(c *conn, w wish) error {
 			add = append(add, a)
 		}
 	}
-	if w.whole {
+	if w.whole && f.have.len()+len(add) > len(w.peers) {
 		wanted := newAddresses()
 		for _, a := range w.peers {
 			wanted.set(a, 1)

@@ -107,6 +107,15 @@ func TestMendsIPTables(t *testing.T) {
 			if len(s.Findings) != 0 || s.Err != nil {
 				t.Errorf("status: %+v", s)
 			}
+			found := 1 // The table.
+			for _, text := range append(test.forward, test.user...) {
+				if text == ourSource || text == ourDestination {
+					found++
+				}
+			}
+			if ours, err := f.Find(t.Context()); err != nil || len(ours) != found {
+				t.Errorf("found %q, %v, want %d", ours, err, found)
+			}
 			if err := f.Remove(t.Context()); err != nil {
 				t.Fatal(err)
 			}
@@ -231,6 +240,9 @@ func TestRemoveLeavesTheRest(t *testing.T) {
 	if after := c.dumpAll(t); slices.Equal(after, before) {
 		t.Fatal("nothing was written")
 	}
+	if ours, err := f.Find(t.Context()); err != nil || len(ours) != 1 || ours[0] != "nftables table inet ripstop" {
+		t.Errorf("found %q, %v", ours, err)
+	}
 	if err := f.Remove(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -239,5 +251,8 @@ func TestRemoveLeavesTheRest(t *testing.T) {
 	}
 	if err := f.Remove(t.Context()); err != nil {
 		t.Errorf("a second time: %v", err)
+	}
+	if ours, err := f.Find(t.Context()); err != nil || len(ours) > 0 {
+		t.Errorf("found %q, %v after the removal", ours, err)
 	}
 }

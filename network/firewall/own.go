@@ -101,14 +101,8 @@ func (c *conn) readSets(o *own) error {
 		if !slices.Contains(peerSets[:], s.Name) {
 			continue
 		}
-		elements, err := c.nft.GetSetElements(s)
-		if err != nil {
+		if err := c.readPeers(s.Name, o.peers); err != nil {
 			return fmt.Errorf("list elements of %s: %w", s.Name, err)
-		}
-		for _, e := range elements {
-			if a, ok := netip.AddrFromSlice(e.Key); ok {
-				o.peers.set(a, 1)
-			}
 		}
 	}
 	return nil
@@ -247,20 +241,41 @@ type expression struct {
 	any  expr.Any // nil: not known here.
 }
 
-// rules reads the rules of a chain. The library's own way passes over parts of
-// a rule that it does not know, so that the rule would seem to match more.
-func (c *conn) rules(family byte, table, chain string) ([]rule, error) {
+// readPeers reads the elements of a set of ours. The library's way takes ten
+// times the memory.
+func (c *conn) readPeers(set string, into *addresses) error {
+	answers, err := c.dump(unix.NFT_MSG_GETSETELEM, unix.NFPROTO_INET, TableName, set)
+	if err != nil {
+		return err
+	}
+	for _, m := range answers {
+		if err := parseElements(m.Data, into); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// dump asks for the parts of something in a table, which all kinds name by
+// attributes of the same numbers.
+func (c *conn) dump(what netlink.HeaderType, family byte, table, name string) ([]netlink.Message, error) {
 	body, err := netlink.MarshalAttributes([]netlink.Attribute{
 		{Type: unix.NFTA_RULE_TABLE, Data: append([]byte(table), 0)},
-		{Type: unix.NFTA_RULE_CHAIN, Data: append([]byte(chain), 0)},
+		{Type: unix.NFTA_RULE_CHAIN, Data: append([]byte(name), 0)}, // NFTA_SET_ELEM_LIST_SET too.
 	})
 	if err != nil {
 		return nil, err
 	}
-	answers, err := c.sock.Execute(netlink.Message{
-		Header: netlink.Header{Type: unix.NFNL_SUBSYS_NFTABLES<<8 | unix.NFT_MSG_GETRULE, Flags: netlink.Request | netlink.Dump},
+	return c.sock.Execute(netlink.Message{
+		Header: netlink.Header{Type: unix.NFNL_SUBSYS_NFTABLES<<8 | what, Flags: netlink.Request | netlink.Dump},
 		Data:   append([]byte{family, unix.NFNETLINK_V0, 0, 0}, body...),
 	})
+}
+
+// rules reads the rules of a chain. The library's own way passes over parts of
+// a rule that it does not know, so that the rule would seem to match more.
+func (c *conn) rules(family byte, table, chain string) ([]rule, error) {
+	answers, err := c.dump(unix.NFT_MSG_GETRULE, family, table, chain)
 	if err != nil {
 		return nil, fmt.Errorf("list rules of chain %s: %w", chain, err)
 	}

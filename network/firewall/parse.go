@@ -3,6 +3,7 @@ package firewall
 import (
 	"encoding/binary"
 	"errors"
+	"net/netip"
 	"strings"
 
 	"github.com/google/nftables/expr"
@@ -63,6 +64,45 @@ func parseRule(family byte, data []byte) (r rule, err error) {
 		}
 	}
 	return r, d.Err()
+}
+
+// parseElements reads the addresses in a part of a set (nf_tables_dump_set).
+func parseElements(data []byte, into *addresses) error {
+	d, err := decoder(data)
+	if err != nil {
+		return err
+	}
+	for d.Next() {
+		if d.Type() != unix.NFTA_SET_ELEM_LIST_ELEMENTS {
+			continue
+		}
+		d.Nested(func(list *netlink.AttributeDecoder) error {
+			for list.Next() {
+				// One element: its key comes first, and is a value.
+				if a, ok := firstKey(list.Bytes()); ok {
+					into.set(a, 1)
+				}
+			}
+			return nil
+		})
+	}
+	return d.Err()
+}
+
+// firstKey is the address of an element. It looks without a decoder, of which
+// there would be two for each of thousands.
+func firstKey(b []byte) (netip.Addr, bool) {
+	for _, typ := range []uint16{unix.NFTA_SET_ELEM_KEY, unix.NFTA_DATA_VALUE} {
+		if len(b) < unix.SizeofNlAttr {
+			return netip.Addr{}, false
+		}
+		length, got := int(binary.NativeEndian.Uint16(b)), binary.NativeEndian.Uint16(b[2:])&^unix.NLA_F_NESTED
+		if got != typ || length < unix.SizeofNlAttr || length > len(b) {
+			return netip.Addr{}, false
+		}
+		b = b[unix.SizeofNlAttr:length]
+	}
+	return netip.AddrFromSlice(b)
 }
 
 // known makes the expressions that [judge] and [describe] know.

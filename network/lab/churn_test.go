@@ -2,9 +2,12 @@ package lab
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -140,6 +143,46 @@ func TestNodesComeAndGo(t *testing.T) {
 			t.Errorf("entries are now\n%s\nand were\n%s", strings.Join(after, "\n"), strings.Join(before, "\n"))
 		}
 		everyPairTalks(t, l, 0)
+	})
+
+	t.Run("a broken record outlives a restart that remembers nothing", func(t *testing.T) {
+		env, err := l.Hosts[1].Env()
+		if err != nil {
+			t.Fatal(err)
+		}
+		key := Prefix + "/subnets/" + env.Subnets.Key()
+		record, err := store.Get(t.Context(), key)
+		if err != nil || len(record.Kvs) != 1 {
+			t.Fatalf("%+v, %v", record, err)
+		}
+		if _, _, err := l.Hosts[1].StopDaemon(t.Context(), unix.SIGKILL); err != nil { // It would claim its record again.
+			t.Fatal(err)
+		}
+		before := entries(t, first)
+		if _, _, err := first.StopDaemon(t.Context(), unix.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.RemoveAll(filepath.Join(first.Dir, "state")); err != nil {
+			t.Fatal(err)
+		}
+		on := clientv3.WithLease(clientv3.LeaseID(record.Kvs[0].Lease))
+		if _, err := store.Put(t.Context(), key, "not JSON at all", on); err != nil {
+			t.Fatal(err)
+		}
+		if err := errors.Join(first.StartDaemon(), first.WaitReady(t.Context())); err != nil {
+			t.Fatal(err)
+		}
+		everyPairTalks(t, l, 0)
+		if after := entries(t, first); !slices.Equal(after, before) {
+			t.Errorf("entries are now\n%s\nand were\n%s", strings.Join(after, "\n"), strings.Join(before, "\n"))
+		}
+		if _, err := store.Put(t.Context(), key, string(record.Kvs[0].Value), on); err != nil {
+			t.Fatal(err)
+		}
+		if err := errors.Join(l.Hosts[1].StartDaemon(), l.Hosts[1].WaitReady(t.Context())); err != nil {
+			t.Fatal(err)
+		}
+		everyPairTalks(t, l, talkLimit)
 	})
 
 	t.Run("a late node joins", func(t *testing.T) {

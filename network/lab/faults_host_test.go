@@ -30,6 +30,7 @@ var hostFaults = []fault{
 	{name: "device set down and up", breaks: allPeers, do: toDevices(func(n *netlink.Handle, v *netlink.Vxlan) error {
 		return errors.Join(n.LinkSetDown(v), n.LinkSetUp(v))
 	})},
+	{name: "device's carrier taken", breaks: allPeers, do: toDevicesIn(func(v *netlink.Vxlan) error { return protoDown(v.Index, true) })},
 	{name: "device given another MAC", breaks: allPeers, do: toDevices(func(n *netlink.Handle, v *netlink.Vxlan) error {
 		return n.LinkSetHardwareAddr(v, net.HardwareAddr{2, 0, 0, 0, 0, 1})
 	})},
@@ -37,6 +38,7 @@ var hostFaults = []fault{
 	{name: "device made again with another VNI", breaks: allPeers, do: remade(func(v *netlink.Vxlan, _ int) { v.VxlanId = 77 })},
 	{name: "device made again, learning", breaks: allPeers, do: remade(func(v *netlink.Vxlan, _ int) { v.Learning = true })},
 	{name: "device made again, bound to eth0", breaks: allPeers, do: remade(func(v *netlink.Vxlan, lower int) { v.VtepDevIndex = lower })},
+	{name: "device made again, with a TTL", breaks: allPeers, do: remade(func(v *netlink.Vxlan, _ int) { v.TTL = 1 })},
 	{name: "underlay: carrier lost and back", breaks: allPeers, underlay: true, do: loseCarrier},
 	{name: "underlay: interface set down and up", breaks: allPeers, underlay: true, do: flapUnderlay},
 	{name: "underlay: interface deleted and made again", breaks: allPeers, underlay: true, do: remakeUnderlay},
@@ -80,6 +82,13 @@ func vxlans(h *Host, fn func(*netlink.Handle, *netlink.Vxlan) error) error {
 
 func toDevices(fn func(*netlink.Handle, *netlink.Vxlan) error) func(*testing.T, *Lab, *Host) error {
 	return func(_ *testing.T, _ *Lab, h *Host) error { return vxlans(h, fn) }
+}
+
+// toDevicesIn is toDevices on a thread in the host's namespace.
+func toDevicesIn(fn func(*netlink.Vxlan) error) func(*testing.T, *Lab, *Host) error {
+	return func(_ *testing.T, _ *Lab, h *Host) error {
+		return vxlans(h, func(_ *netlink.Handle, v *netlink.Vxlan) error { return h.Namespace.Do(func() error { return fn(v) }) })
+	}
 }
 
 // remade deletes the devices and makes them again with another setting, before

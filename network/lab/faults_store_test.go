@@ -40,6 +40,10 @@ func (s *faultSuite) storeFaults(t *testing.T) {
 		do func(*storeLab, *testing.T) time.Duration
 	}{
 		{"etcd killed for 3 s", nobody, (*storeLab).storeAway},
+		{"etcd paused for 3 s", nobody, (*storeLab).storePaused},
+		{"link to etcd cut for 3 s, a peer comes meanwhile", nobody, (*storeLab).linkCut},
+		{"link to etcd slow, a peer comes meanwhile", nobody, (*storeLab).linkSlow},
+		{"peer with another address, MAC and holder", nobody, (*storeLab).recordReplaced},
 		{"route and FDB entry deleted while etcd is away", onePeer, (*storeLab).driftWhileAway},
 		{"etcd wiped, config written again", nobody, (*storeLab).wiped},
 		{"own record deleted", allPeers, (*storeLab).recordDeleted},

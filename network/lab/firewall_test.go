@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -325,5 +326,54 @@ func TestFlushedRulesetHeals(t *testing.T) {
 	}
 	if r := pinger.Stop(); r.Lost != 0 || len(r.Failed) != 0 {
 		t.Errorf("pings: %s", r)
+	}
+}
+
+// ruleHandles are the numbers of all rules of ours: they change when a rule is
+// written anew.
+func ruleHandles(t *testing.T, h *Host) []uint64 {
+	t.Helper()
+	c := nft(t, h.Namespace)
+	chains, err := c.ListChainsOfTableFamily(nftables.TableFamilyINet)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out []uint64
+	for _, chain := range chains {
+		rules, err := c.GetRules(chain.Table, chain)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, r := range rules {
+			out = append(out, r.Handle)
+		}
+	}
+	return out
+}
+
+// A daemon that is stopped, killed and started again finds its rules as they are
+// to be, and writes none.
+func TestRestartWritesNoRule(t *testing.T) {
+	t.Parallel()
+	l := startLab(t, Options{Nodes: 2, Mode: Dual, DaemonArgs: []string{"--ip-masq=true"}})
+	everyPairTalks(t, l, talkLimit)
+	h := l.Hosts[0]
+	before := ruleHandles(t, h)
+	for _, sig := range []unix.Signal{unix.SIGTERM, unix.SIGKILL} {
+		if _, _, err := h.StopDaemon(t.Context(), sig); err != nil {
+			t.Fatal(err)
+		}
+		if got := ruleHandles(t, h); !slices.Equal(got, before) {
+			t.Errorf("%s: rules %v, before %v", sig, got, before)
+		}
+		if err := h.StartDaemon(); err != nil {
+			t.Fatal(err)
+		}
+		if err := h.WaitReady(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if got := ruleHandles(t, h); !slices.Equal(got, before) || len(got) == 0 {
+			t.Errorf("started after %s: rules %v, before %v", sig, got, before)
+		}
 	}
 }

@@ -86,6 +86,9 @@ func (l *Lab) start(ctx context.Context) (err error) {
 		return err
 	}
 	l.say("hosts: %d", len(l.Hosts))
+	if l.opts.NoDaemons {
+		return nil
+	}
 	l.DaemonsStarted = time.Now()
 	for _, h := range l.Hosts {
 		if err := h.StartDaemon(); err != nil {
@@ -182,7 +185,8 @@ func (l *Lab) settle(ctx context.Context, h *Host) error {
 	return nil
 }
 
-// AddHost adds one more host with its daemon and pods, as a late joiner.
+// AddHost adds one more host with its daemon and pods, as a late joiner; where
+// the lab is one of NoDaemons, the host alone.
 func (l *Lab) AddHost(ctx context.Context) (*Host, error) {
 	if len(l.Hosts) >= MaxNodes {
 		return nil, fmt.Errorf("the lab is full: it has %d nodes", MaxNodes)
@@ -193,6 +197,9 @@ func (l *Lab) AddHost(ctx context.Context) (*Host, error) {
 	}
 	if err := l.acquaint(len(l.Hosts) - 1); err != nil {
 		return nil, err
+	}
+	if l.opts.NoDaemons {
+		return h, nil
 	}
 	if err := h.StartDaemon(); err != nil {
 		return nil, err

@@ -46,7 +46,7 @@ func (m Mode) Families() []subnet.Family {
 
 // The most hosts that a lab takes, and the most pods behind each.
 const (
-	MaxNodes = 200
+	MaxNodes = 250
 	MaxPods  = 100
 )
 
@@ -68,6 +68,8 @@ type Options struct {
 	PodsPerNode int
 	// NoPods leaves the pods, and their bridge, to others.
 	NoPods bool
+	// NoDaemons leaves it to others to start the daemons, and to make pods.
+	NoDaemons bool
 	// Dir receives logs, state and etcd's data, and stays. Where it is empty a
 	// temporary folder serves and is removed by Close.
 	Dir string

@@ -144,6 +144,9 @@ func wipeEtcd(w *walk, _ *Host, _ *rand.Rand) (func() error, error) {
 		_, err := w.store.Put(ctx, Prefix+"/config", w.lab.opts.Config)
 		return err
 	})
+	if err == nil {
+		err = w.setPulse()
+	}
 	switch {
 	case err != nil:
 	case w.ghost != "": // As any peer, it claims its subnet again.
@@ -169,10 +172,33 @@ const brokenRecord = "{"
 
 // newGhost draws a record of the ghost's: another may hold its subnet, it may be
 // at another address, have another MAC.
-func newGhost(r *rand.Rand) string {
-	n, m := 200+r.IntN(4), 1+r.IntN(4)
-	return fmt.Sprintf(`{"PublicIP":"10.99.0.%d","PublicIPv6":"fd99::%d","BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"02:67:68:6f:00:0%d"},`+
-		`"BackendV6Data":{"VNI":1,"VtepMAC":"02:67:68:6f:06:0%d"},"Node":"ghost%d"}`, n, n, m, m, 1+r.IntN(2))
+func newGhost(r *rand.Rand) string { return ghostOf(r.IntN(4), r.IntN(4), r.IntN(2)) }
+
+// ghostRecord is the n-th that has nothing in common with another.
+func ghostRecord(n int) string { return ghostOf(n, n, n) }
+
+func ghostOf(address, mac, holder int) string {
+	return fmt.Sprintf(`{"PublicIP":"%s","PublicIPv6":"fd99::%d","BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"02:67:68:6f:00:0%d"},`+
+		`"BackendV6Data":{"VNI":1,"VtepMAC":"02:67:68:6f:06:0%d"},"Node":"ghost%d"}`, ghostAddress(address), 200+address, mac, mac, holder)
+}
+
+func ghostAddress(n int) string { return fmt.Sprintf("10.99.0.%d", 200+n) }
+
+// pulseKey is that of another such peer, which is always there and moves to and
+// fro after each burst: a host that shows where it is has heard of all that was
+// written before.
+const pulseKey = "10.5.254.0-24&fd00:10:5:fffe::-64"
+
+// pulseMACs are the MACs of the pulse, by family.
+var pulseMACs = [2]net.HardwareAddr{{2, 'p', 'u', 'l', 's', 4}, {2, 'p', 'u', 'l', 's', 6}}
+
+func (w *walk) setPulse() error {
+	record := fmt.Sprintf(`{"PublicIP":"10.99.0.%d","PublicIPv6":"fd99::%d","BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":%q},`+
+		`"BackendV6Data":{"VNI":1,"VtepMAC":%q},"Node":"pulse"}`, 210+w.pulse, 210+w.pulse, pulseMACs[0], pulseMACs[1])
+	return w.ask(func(ctx context.Context) error {
+		_, err := w.store.Put(ctx, Prefix+"/subnets/"+pulseKey, record)
+		return err
+	})
 }
 
 // setGhost writes a record of the ghost's, or deletes it where there is none.

@@ -45,6 +45,8 @@ type walk struct {
 	// is none, and gone the last one, which went at that time.
 	ghost, gone string
 	wentAt      time.Time
+	// pulse says where the other peer of that kind is, 0 or 1.
+	pulse int
 	// logged says how far the hosts' logs have been read, in bytes.
 	logged map[*Host]int64
 
@@ -157,6 +159,12 @@ func TestWalk(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
+	}
+	if err := w.setPulse(); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.untilPlanned(time.Now()); err != nil {
+		t.Fatal(err)
 	}
 	var toll walkToll
 	defer func() { t.Log("\n" + toll.String()) }()

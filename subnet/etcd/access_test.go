@@ -3,6 +3,7 @@ package etcd
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"os"
 	"strings"
@@ -11,6 +12,8 @@ import (
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
 
 	"github.com/ripstop-net/ripstop/subnet"
 	"github.com/ripstop-net/ripstop/subnet/subnettest"
@@ -38,67 +41,6 @@ func wantList(t *testing.T, s *Store, want string) {
 }
 
 const quick = 700 * time.Millisecond
-
-func TestTLS(t *testing.T) {
-	t.Parallel()
-	a, stranger := authority(t), authority(t)
-	serverCert, serverKey := issue(t, a, "server", "127.0.0.1")
-	wrongHostCert, wrongHostKey := issue(t, a, "elsewhere", "192.0.2.1")
-	clientCert, clientKey := issue(t, a, "client")
-	strangeCert, strangeKey := issue(t, stranger, "strange")
-	const listen = "https://127.0.0.1:0"
-	alone := server(t, etcdserver.Options{ListenClientURL: listen, CertFile: serverCert, KeyFile: serverKey})
-	mutual := server(t, etcdserver.Options{ListenClientURL: listen, CertFile: serverCert, KeyFile: serverKey, ClientCAFile: a.CAFile})
-	// Its gateway is its own client and cannot verify this, but clients are served.
-	misnamed := server(t, etcdserver.Options{ListenClientURL: listen, CertFile: wrongHostCert, KeyFile: wrongHostKey})
-	for _, c := range []struct {
-		name string
-		o    Options
-		want string
-	}{
-		{"CA alone", Options{Endpoints: []string{alone.URL()}, CAFile: a.CAFile}, ""},
-		{"certificate that is not asked for", Options{Endpoints: []string{alone.URL()}, CAFile: a.CAFile, CertFile: clientCert, KeyFile: clientKey}, ""},
-		{"the host's CAs", Options{Endpoints: []string{alone.URL()}}, "certificate signed by unknown authority: check --etcd-cafile"},
-		{"wrong CA", Options{Endpoints: []string{alone.URL()}, CAFile: stranger.CAFile}, "certificate signed by unknown authority: check --etcd-cafile"},
-		{"mutual", Options{Endpoints: []string{mutual.URL()}, CAFile: a.CAFile, CertFile: clientCert, KeyFile: clientKey}, ""},
-		{"no client certificate", Options{Endpoints: []string{mutual.URL()}, CAFile: a.CAFile}, "tls: client certificate required: check --etcd-certfile"},
-		{"wrong client certificate", Options{Endpoints: []string{mutual.URL()}, CAFile: a.CAFile, CertFile: strangeCert, KeyFile: strangeKey}, "check --etcd-certfile"},
-		{"wrong host", Options{Endpoints: []string{misnamed.URL()}, CAFile: a.CAFile}, "valid for 192.0.2.1, not 127.0.0.1"},
-		{"https to http", Options{Endpoints: []string{strings.Replace(shared.URL(), "http:", "https:", 1)}}, "use http://"},
-		{"http to https", Options{Endpoints: []string{strings.Replace(alone.URL(), "https:", "http:", 1)}}, "use https://"},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			t.Parallel()
-			c.o.RequestTimeout = 5 * time.Second
-			if c.want != "" {
-				c.o.RequestTimeout = quick
-			}
-			s := open(t, c.o)
-			wantList(t, s, c.want)
-		})
-	}
-}
-
-// TestCertificateIsReadAgain renews a client certificate on disk under a live store.
-func TestCertificateIsReadAgain(t *testing.T) {
-	t.Parallel()
-	a, stranger := authority(t), authority(t)
-	serverCert, serverKey := issue(t, a, "server", "127.0.0.1")
-	srv := server(t, etcdserver.Options{ListenClientURL: "https://127.0.0.1:0", CertFile: serverCert, KeyFile: serverKey, ClientCAFile: a.CAFile})
-	cert, key := issue(t, stranger, "client")
-	s := open(t, Options{Endpoints: []string{srv.URL()}, CAFile: a.CAFile, CertFile: cert, KeyFile: key, RequestTimeout: quick})
-	wantList(t, s, "check --etcd-certfile")
-	newCert, newKey := issue(t, a, "client")
-	if err := errors.Join(os.Rename(newCert, cert), os.Rename(newKey, key)); err != nil {
-		t.Fatal(err)
-	}
-	deadline := time.Now().Add(10 * time.Second)
-	for _, err := s.List(t.Context()); err != nil; _, err = s.List(t.Context()) {
-		if time.Now().After(deadline) {
-			t.Fatalf("List with the new certificate: %v", err)
-		}
-	}
-}
 
 // deaf listens and lets nobody in: its backlog is full, so the kernel drops
 // further SYNs.
@@ -168,7 +110,7 @@ func TestAway(t *testing.T) {
 
 func TestPaused(t *testing.T) {
 	t.Parallel()
-	srv := server(t, etcdserver.Options{})
+	srv := etcdserver.ForTest(t, etcdserver.Options{})
 	s := open(t, Options{Endpoints: []string{srv.URL()}, RequestTimeout: quick})
 	wantList(t, s, "")
 	if err := srv.Pause(); err != nil {
@@ -183,9 +125,9 @@ func TestPaused(t *testing.T) {
 
 // secured is an etcd with a root, a user with rights on /mine alone, and one
 // with none.
-func secured(t *testing.T) *etcdserver.Server {
+func secured(t *testing.T, o etcdserver.Options) *etcdserver.Server {
 	t.Helper()
-	srv := server(t, etcdserver.Options{})
+	srv := etcdserver.ForTest(t, o)
 	c, ctx := raw(t, srv.URL()), t.Context()
 	must := func(_ any, err error) {
 		t.Helper()
@@ -206,7 +148,7 @@ func secured(t *testing.T) *etcdserver.Server {
 
 func TestAuth(t *testing.T) {
 	t.Parallel()
-	srv := secured(t)
+	srv := secured(t, etcdserver.Options{})
 	for _, c := range []struct {
 		name, user, password, prefix, want string
 	}{
@@ -255,7 +197,7 @@ func TestAuth(t *testing.T) {
 // TestAuthSurvivesRestart: etcd's simple tokens live in its memory only.
 func TestAuthSurvivesRestart(t *testing.T) {
 	t.Parallel()
-	srv := secured(t)
+	srv := secured(t, etcdserver.Options{})
 	s := open(t, Options{Endpoints: []string{srv.URL()}, Prefix: "/mine", Username: "owner", Password: "secret-of-owner"})
 	r := subnettest.Record(t, s)
 	r.Next()
@@ -271,11 +213,131 @@ func TestAuthSurvivesRestart(t *testing.T) {
 	}
 }
 
+// TestTokensRunOut: watch, lease and presence go on though etcd forgets its
+// tokens, by time and by being started again, and though nothing else is asked
+// of the store.
+func TestTokensRunOut(t *testing.T) {
+	t.Parallel()
+	srv := secured(t, etcdserver.Options{AuthTokenTTL: time.Second})
+	core, logs := observer.New(zap.DebugLevel)
+	s := open(t, Options{Endpoints: []string{srv.URL()}, Prefix: "/mine", Username: "owner", Password: "secret-of-owner", LeaseTTL: 6 * time.Second, Log: zap.New(core)})
+	s.presenceTTL, s.checkEvery = 6*time.Second, time.Hour
+	root, err := clientv3.New(clientv3.Config{Endpoints: []string{srv.URL()}, Username: "root", Password: "secret-of-root", Logger: zap.NewNop()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = root.Close() }()
+	done := holding(t, s, mustWrite(t, s, testLease()))
+	id, err := s.Appear(t.Context(), subnet.Living{Token: "one", Node: "n1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	stays := make(chan error, 1)
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() { stays <- s.Stay(ctx, id) }()
+	r := subnettest.Record(t, s)
+	r.Next()
+	for i := range 3 {
+		time.Sleep(3 * time.Second) // Tokens and, without the holder, half of the leases' time.
+		if i > 0 {
+			if err := srv.Restart(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		eventually(t, "a write by root", func() bool {
+			_, err := root.Put(t.Context(), "/mine/subnets/10.5.2.0-24", string(nodeLease(2).Record()))
+			return err == nil
+		})
+		if c := r.Next(); c.Whole || len(c.Leases) != 1 {
+			t.Errorf("Watch gave %+v", c)
+		}
+	}
+	wantHeld(t, done)
+	cancel()
+	if err := <-stays; err != nil {
+		t.Error(err)
+	}
+	for _, e := range logs.FilterLevelExact(zap.ErrorLevel).All() {
+		t.Errorf("said %s %v", e.Message, e.ContextMap())
+	}
+}
+
+// TestRightsThatComeBack: an etcd that refuses once the network has been listed
+// may have its reasons, such as a member that lags behind; the watch outlasts it.
+func TestRightsThatComeBack(t *testing.T) {
+	t.Parallel()
+	for name, tc := range map[string]struct {
+		take, give func(context.Context, *clientv3.Client) error
+		said       string
+	}{
+		"rights": {
+			func(ctx context.Context, root *clientv3.Client) error {
+				_, err := root.UserRevokeRole(ctx, "owner", "mine")
+				return err
+			},
+			func(ctx context.Context, root *clientv3.Client) error {
+				_, err := root.UserGrantRole(ctx, "owner", "mine")
+				return err
+			},
+			"lacks rights",
+		},
+		"password": {
+			func(ctx context.Context, root *clientv3.Client) error {
+				_, err := root.UserChangePassword(ctx, "owner", "another")
+				return err
+			},
+			func(ctx context.Context, root *clientv3.Client) error {
+				_, err := root.UserChangePassword(ctx, "owner", "secret-of-owner")
+				return err
+			},
+			"wrong user or password",
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			srv := secured(t, etcdserver.Options{})
+			core, logs := observer.New(zap.DebugLevel)
+			s := open(t, Options{Endpoints: []string{srv.URL()}, Prefix: "/mine", Username: "owner", Password: "secret-of-owner", Log: zap.New(core)})
+			root, err := clientv3.New(clientv3.Config{Endpoints: []string{srv.URL()}, Username: "root", Password: "secret-of-root", Logger: zap.NewNop()})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer func() { _ = root.Close() }()
+			r := subnettest.Record(t, s) // Which fails the test when Watch ends with an error.
+			r.Next()
+			if err := tc.take(t.Context(), root); err != nil {
+				t.Fatal(err)
+			}
+			if err := srv.Restart(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() {
+				for _, e := range logs.All() {
+					t.Log(e.Message, e.ContextMap())
+				}
+			})
+			eventually(t, "a word on the refusal", func() bool {
+				return strings.Contains(fmt.Sprint(logs.All()), tc.said)
+			})
+			eventually(t, "rights", func() bool { return tc.give(t.Context(), root) == nil })
+			eventually(t, "a write", func() bool {
+				_, err := s.Write(t.Context(), testLease())
+				return err == nil
+			})
+			for c := r.Next(); len(c.Leases) == 0; c = r.Next() {
+				if c.Different {
+					t.Errorf("Watch gave %+v", c)
+				}
+			}
+		})
+	}
+}
+
 // TestAuthOnceEtcdIsBack: credentials given while etcd is away are neither
 // refused nor forgotten.
 func TestAuthOnceEtcdIsBack(t *testing.T) {
 	t.Parallel()
-	srv := secured(t)
+	srv := secured(t, etcdserver.Options{})
 	if err := srv.Kill(); err != nil {
 		t.Fatal(err)
 	}
@@ -317,7 +379,7 @@ func TestOneEndpointLives(t *testing.T) {
 // TestFullDatabase: what etcd still does is still used, and the rest is named.
 func TestFullDatabase(t *testing.T) {
 	t.Parallel()
-	srv := server(t, etcdserver.Options{QuotaBytes: 256 << 10})
+	srv := etcdserver.ForTest(t, etcdserver.Options{QuotaBytes: 256 << 10})
 	s, c := open(t, Options{Endpoints: []string{srv.URL()}}), raw(t, srv.URL())
 	l := mustWrite(t, s, testLease())
 	var err error

@@ -52,14 +52,18 @@ const http2Hello = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + "\x00\x00\x00\x04\x00\x0
 // probe talks to an endpoint, and where it hangs up, tries the other scheme:
 // etcd says nothing to a client that begins wrongly.
 func (s *Store) probe(ctx context.Context, endpoint string) error {
-	err := s.hello(ctx, endpoint, s.tls)
+	secure, err := s.opts.tlsConfig()
+	if err != nil {
+		return err
+	}
+	err = s.hello(ctx, endpoint, secure)
 	if !errors.Is(err, io.EOF) && !errors.Is(err, syscall.ECONNRESET) {
 		return err
 	}
-	if s.tls != nil && s.hello(ctx, endpoint, nil) == nil {
+	if secure != nil && s.hello(ctx, endpoint, nil) == nil {
 		return errNotTLS
 	}
-	if s.tls == nil {
+	if secure == nil {
 		// Whose certificate it is does not matter: nothing is told to the server.
 		other := s.hello(ctx, endpoint, &tls.Config{InsecureSkipVerify: true})
 		if other == nil || strings.Contains(other.Error(), "tls:") {

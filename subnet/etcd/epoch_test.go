@@ -106,7 +106,7 @@ func TestWipedStoreIsFoundWithinTwoSeconds(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			srv := server(t, etcdserver.Options{})
+			srv := etcdserver.ForTest(t, etcdserver.Options{})
 			way := newLink(t, srv)
 			s := open(t, Options{Endpoints: []string{way.URL()}})
 			for range 10 {
@@ -147,7 +147,7 @@ func TestWipedStoreIsFoundWithinTwoSeconds(t *testing.T) {
 // listing and nothing is lost.
 func TestCutLinkMissesNothing(t *testing.T) {
 	t.Parallel()
-	srv := server(t, etcdserver.Options{})
+	srv := etcdserver.ForTest(t, etcdserver.Options{})
 	way := newLink(t, srv)
 	s := open(t, Options{Endpoints: []string{way.URL()}})
 	done := holding(t, s, mustWrite(t, s, testLease()))
@@ -184,7 +184,7 @@ func TestAuditListsAgainWithoutAWord(t *testing.T) {
 // TestReturnIsNoticedAtOnce: of an etcd that was away from the start.
 func TestReturnIsNoticedAtOnce(t *testing.T) {
 	t.Parallel()
-	srv := server(t, etcdserver.Options{})
+	srv := etcdserver.ForTest(t, etcdserver.Options{})
 	if err := srv.Kill(); err != nil {
 		t.Fatal(err)
 	}
@@ -243,7 +243,7 @@ func TestPresenceLapses(t *testing.T) {
 // TestAnotherStoreEndsAStayAtOnce, not when the next renewal is due.
 func TestAnotherStoreEndsAStayAtOnce(t *testing.T) {
 	t.Parallel()
-	srv := server(t, etcdserver.Options{})
+	srv := etcdserver.ForTest(t, etcdserver.Options{})
 	s := open(t, Options{Endpoints: []string{srv.URL()}})
 	r := subnettest.Record(t, s)
 	r.Next()
@@ -327,7 +327,7 @@ func startHolder(t *testing.T, ttl time.Duration, where string) *exec.Cmd {
 // claimed again, the same subnet, within a second.
 func TestStoppedForLongerThanTheLeaseLives(t *testing.T) {
 	t.Parallel()
-	srv := server(t, etcdserver.Options{})
+	srv := etcdserver.ForTest(t, etcdserver.Options{})
 	c := raw(t, srv.URL())
 	record := func() string {
 		resp, err := c.Get(t.Context(), DefaultPrefix+"/subnets/", clientv3.WithPrefix())
@@ -361,7 +361,7 @@ func TestStoppedForLongerThanTheLeaseLives(t *testing.T) {
 // TestOutageCostsNoCPU: less than one part in a hundred of a core.
 func TestOutageCostsNoCPU(t *testing.T) {
 	t.Parallel()
-	srv := server(t, etcdserver.Options{})
+	srv := etcdserver.ForTest(t, etcdserver.Options{})
 	child := startHolder(t, time.Hour, srv.URL())
 	c := raw(t, srv.URL())
 	eventually(t, "a claim", func() bool {

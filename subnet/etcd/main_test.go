@@ -55,22 +55,6 @@ func run(m *testing.M) int {
 	return code
 }
 
-// server starts an etcd for one test.
-func server(t *testing.T, o etcdserver.Options) *etcdserver.Server {
-	t.Helper()
-	o.Dir = t.TempDir()
-	s, err := etcdserver.Start(t.Context(), o)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := s.Kill(); err != nil {
-			t.Error(err)
-		}
-	})
-	return s
-}
-
 func open(t *testing.T, o Options) *Store {
 	t.Helper()
 	s, err := Open(t.Context(), o)

@@ -50,7 +50,7 @@ func observe(t *testing.T, nodes ...int) *sight {
 	if err != nil {
 		t.Fatal(err)
 	}
-	srv := server(t, etcdserver.Options{})
+	srv := etcdserver.ForTest(t, etcdserver.Options{})
 	o := &sight{
 		t: t, srv: srv, link: newLink(t, srv), hand: newHand(t, srv.URL(), DefaultPrefix),
 		mirror: subnet.NewMirror(cfg, subnet.Identity{Node: "n1"}, nil), records: map[string]int64{},

@@ -1,14 +1,11 @@
 package etcd
 
 import (
-	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"math"
 	"net"
 	"net/url"
-	"os"
 	"path"
 	"slices"
 	"strconv"
@@ -38,7 +35,7 @@ type Options struct {
 	// without it they are the host's own.
 	CAFile string
 	// CertFile and KeyFile name the client's certificate and key (PEM): both or
-	// none. They are read again for each connection.
+	// none. All three files are read again for each connection.
 	CertFile, KeyFile string
 
 	// Username and Password are etcd's own: both or none.
@@ -163,40 +160,6 @@ func (o Options) checkEndpoints() error {
 
 func (o Options) tls() bool {
 	return len(o.Endpoints) > 0 && strings.HasPrefix(strings.ToLower(o.Endpoints[0]), "https://")
-}
-
-// tlsConfig reads the files. It returns nil where the endpoints are http.
-func (o Options) tlsConfig() (*tls.Config, error) {
-	if !o.tls() {
-		return nil, nil
-	}
-	c := &tls.Config{MinVersion: tls.VersionTLS12}
-	if o.CAFile != "" {
-		pem, err := os.ReadFile(o.CAFile)
-		if err != nil {
-			return nil, fmt.Errorf("read --etcd-cafile: %w", err)
-		}
-		c.RootCAs = x509.NewCertPool()
-		if !c.RootCAs.AppendCertsFromPEM(pem) {
-			return nil, fmt.Errorf("--etcd-cafile %s has no PEM certificate in it", o.CAFile)
-		}
-	}
-	if o.CertFile == "" {
-		return c, nil
-	}
-	load := func() (*tls.Certificate, error) {
-		cert, err := tls.LoadX509KeyPair(o.CertFile, o.KeyFile)
-		if err != nil {
-			return nil, fmt.Errorf("load --etcd-certfile %s with --etcd-keyfile %s: %w", o.CertFile, o.KeyFile, err)
-		}
-		return &cert, nil
-	}
-	if _, err := load(); err != nil {
-		return nil, err
-	}
-	// Certificates are renewed on disk while the daemon runs.
-	c.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return load() }
-	return c, nil
 }
 
 // ttlSeconds is the lease time as etcd counts it.

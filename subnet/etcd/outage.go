@@ -5,6 +5,8 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+
+	"github.com/ripstop-net/ripstop/subnet"
 )
 
 // outage logs the loss of etcd once and its return once, and counts the
@@ -16,6 +18,9 @@ type outage struct {
 	mu       sync.Mutex
 	since    time.Time
 	failures int
+	reason   string
+	count    uint64
+	refused  bool
 }
 
 func newOutage(log *zap.Logger, task string) *outage { return &outage{log: log, task: task} }
@@ -27,11 +32,33 @@ func (o *outage) lost(why func() error) {
 	o.failures++
 	first := o.failures == 1
 	if first {
-		o.since = time.Now()
+		o.since, o.reason = time.Now(), ""
+		o.count++
 	}
 	o.mu.Unlock()
-	if first {
-		o.log.Warn("store lost, trying on", zap.String("task", o.task), zap.Error(why()))
+	if !first {
+		return
+	}
+	err := why()
+	o.mu.Lock()
+	o.reason = err.Error()
+	o.mu.Unlock()
+	o.log.Warn("store lost, trying on", zap.String("task", o.task), zap.Error(err))
+}
+
+// refuse counts a failure of which the store itself says the reason: that is
+// logged once more, for who waits for etcd's return does not look for it.
+func (o *outage) refuse(why error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.failures++; o.failures == 1 {
+		o.since = time.Now()
+		o.count++
+	}
+	if !o.refused {
+		o.reason = why.Error()
+		o.refused = true
+		o.log.Warn("store refuses, trying on", zap.String("task", o.task), zap.Error(why))
 	}
 }
 
@@ -43,5 +70,16 @@ func (o *outage) back() {
 	}
 	o.log.Info("store is back", zap.String("task", o.task),
 		zap.Duration("after", time.Since(o.since)), zap.Int("failures", o.failures))
-	o.failures = 0
+	o.failures, o.refused = 0, false
+}
+
+// Outage tells whether Watch gets through; see [subnet.Reporter].
+func (s *Store) Outage() (subnet.Outage, bool) {
+	o := s.watching.Load()
+	if o == nil {
+		return subnet.Outage{}, false
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return subnet.Outage{Since: o.since, Reason: o.reason, Failures: o.failures, Count: o.count}, o.failures > 0
 }

@@ -89,7 +89,7 @@ func eventuallyIn(t *testing.T, limit time.Duration, what string, ok func() bool
 // missed, nothing is lost, and the log has one line for each of loss and return.
 func TestRestartUnderWatchAndHold(t *testing.T) {
 	t.Parallel()
-	srv := server(t, etcdserver.Options{})
+	srv := etcdserver.ForTest(t, etcdserver.Options{})
 	core, logs := observer.New(zap.DebugLevel)
 	o := Options{Endpoints: []string{srv.URL()}, LeaseTTL: 6 * time.Second, RequestTimeout: quick}
 	holder := open(t, o)
@@ -134,7 +134,7 @@ func TestRestartUnderWatchAndHold(t *testing.T) {
 // no Watch runs, and not by a renewal, which is an hour away.
 func TestHoldWipedStore(t *testing.T) {
 	t.Parallel()
-	srv := server(t, etcdserver.Options{})
+	srv := etcdserver.ForTest(t, etcdserver.Options{})
 	s := open(t, Options{Endpoints: []string{srv.URL()}, RequestTimeout: quick})
 	done := holding(t, s, mustWrite(t, s, testLease()))
 	time.Sleep(200 * time.Millisecond)
@@ -146,7 +146,7 @@ func TestHoldWipedStore(t *testing.T) {
 
 func TestWatchWipedStore(t *testing.T) {
 	t.Parallel()
-	srv := server(t, etcdserver.Options{})
+	srv := etcdserver.ForTest(t, etcdserver.Options{})
 	s := open(t, Options{Endpoints: []string{srv.URL()}})
 	mustWrite(t, s, testLease())
 	r := subnettest.Record(t, s)
@@ -163,7 +163,7 @@ func TestWatchWipedStore(t *testing.T) {
 
 func TestHoldAwayForTheWholeTime(t *testing.T) {
 	t.Parallel()
-	srv := server(t, etcdserver.Options{})
+	srv := etcdserver.ForTest(t, etcdserver.Options{})
 	s := open(t, Options{Endpoints: []string{srv.URL()}, LeaseTTL: 2 * time.Second, RequestTimeout: quick})
 	done := holding(t, s, mustWrite(t, s, testLease()))
 	time.Sleep(300 * time.Millisecond)
@@ -221,7 +221,7 @@ func TestRecordOutlivesItsLease(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			srv := server(t, etcdserver.Options{})
+			srv := etcdserver.ForTest(t, etcdserver.Options{})
 			s := open(t, Options{Endpoints: []string{srv.URL()}, LeaseTTL: 5 * time.Second})
 			l := mustWrite(t, s, testLease())
 			var done held
@@ -281,7 +281,7 @@ func TestHoldChangesTime(t *testing.T) {
 // there is nothing to move to, and it is not asked again and again.
 func TestHoldAcceptsEtcdsLeastTime(t *testing.T) {
 	t.Parallel()
-	srv := server(t, etcdserver.Options{ElectionTimeout: 2 * time.Second})
+	srv := etcdserver.ForTest(t, etcdserver.Options{ElectionTimeout: 2 * time.Second})
 	s := open(t, Options{Endpoints: []string{srv.URL()}, LeaseTTL: time.Second})
 	l := mustWrite(t, s, testLease())
 	r := subnettest.Record(t, s)
@@ -308,7 +308,7 @@ func TestHoldAcceptsEtcdsLeastTime(t *testing.T) {
 // spoken of, by the connection's own keep-alive.
 func TestPausedUnderWatch(t *testing.T) {
 	t.Parallel()
-	srv := server(t, etcdserver.Options{})
+	srv := etcdserver.ForTest(t, etcdserver.Options{})
 	core, logs := observer.New(zap.DebugLevel)
 	s := open(t, Options{Endpoints: []string{srv.URL()}, RequestTimeout: quick, Log: zap.New(core)})
 	r := subnettest.Record(t, s)
@@ -335,7 +335,7 @@ func TestPausedUnderWatch(t *testing.T) {
 
 func TestCompactionBetweenPages(t *testing.T) {
 	t.Parallel()
-	srv := server(t, etcdserver.Options{})
+	srv := etcdserver.ForTest(t, etcdserver.Options{})
 	prefix := DefaultPrefix
 	s, h := open(t, Options{Endpoints: []string{srv.URL()}}), newHand(t, srv.URL(), prefix)
 	s.pageSize = 10
@@ -388,7 +388,7 @@ func TestCompactionBetweenPages(t *testing.T) {
 // before the watch can resume.
 func TestCompactionUnderWatch(t *testing.T) {
 	t.Parallel()
-	srv := server(t, etcdserver.Options{})
+	srv := etcdserver.ForTest(t, etcdserver.Options{})
 	core, logs := observer.New(zap.WarnLevel)
 	s := open(t, Options{Endpoints: []string{srv.URL()}, Log: zap.New(core)})
 	h := newHand(t, srv.URL(), DefaultPrefix)
@@ -434,7 +434,7 @@ func TestCompactionUnderWatch(t *testing.T) {
 // TestFollowCompacted asks for the past directly.
 func TestFollowCompacted(t *testing.T) {
 	t.Parallel()
-	srv := server(t, etcdserver.Options{})
+	srv := etcdserver.ForTest(t, etcdserver.Options{})
 	prefix := DefaultPrefix
 	s, h := open(t, Options{Endpoints: []string{srv.URL()}}), newHand(t, srv.URL(), prefix)
 	h.SetConfig([]byte("1"))
@@ -534,7 +534,7 @@ func TestForeignKeys(t *testing.T) {
 // TestWriteRevokesLoser: a lost race leaves no etcd lease behind.
 func TestWriteRevokesLoser(t *testing.T) {
 	t.Parallel()
-	srv := server(t, etcdserver.Options{})
+	srv := etcdserver.ForTest(t, etcdserver.Options{})
 	s := open(t, Options{Endpoints: []string{srv.URL()}})
 	mustWrite(t, s, testLease())
 	for range 3 {

@@ -87,7 +87,7 @@ func untilLetIn(t *testing.T, s *Store, n subnet.Living, meanwhile func(waited t
 // TestNewLeaderIsNoSignOfLife: it gives a dead node's presence its full time again.
 func TestNewLeaderIsNoSignOfLife(t *testing.T) {
 	t.Parallel()
-	srv := server(t, etcdserver.Options{})
+	srv := etcdserver.ForTest(t, etcdserver.Options{})
 	s := open(t, Options{Endpoints: []string{srv.URL()}, RequestTimeout: quick})
 	s.presenceTTL = 6 * time.Second
 	n := subnet.Living{Token: "one", Node: "n1"}
@@ -112,7 +112,7 @@ func TestNewLeaderIsNoSignOfLife(t *testing.T) {
 // TestPauseOfEtcdIsNoSignOfLife: neither what a dead node left nor its time grows.
 func TestPauseOfEtcdIsNoSignOfLife(t *testing.T) {
 	t.Parallel()
-	srv := server(t, etcdserver.Options{})
+	srv := etcdserver.ForTest(t, etcdserver.Options{})
 	s := open(t, Options{Endpoints: []string{srv.URL()}, RequestTimeout: quick})
 	s.presenceTTL = 8 * time.Second
 	n := subnet.Living{Token: "one", Node: "n1"}
@@ -159,7 +159,7 @@ func TestPresenceOnNoLeaseIsNobodys(t *testing.T) {
 // then, and not when the next renewal is due. No Watch runs that could tell.
 func TestStayLooksWhenTheConnectionIsBack(t *testing.T) {
 	t.Parallel()
-	srv := server(t, etcdserver.Options{})
+	srv := etcdserver.ForTest(t, etcdserver.Options{})
 	s := open(t, Options{Endpoints: []string{srv.URL()}, RequestTimeout: quick})
 	id, err := s.Appear(t.Context(), subnet.Living{Token: "one", Node: "n1"})
 	if err != nil {

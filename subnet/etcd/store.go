@@ -2,10 +2,10 @@ package etcd
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -20,7 +20,6 @@ import (
 // Store is a [subnet.Store] and a [subnet.Presence] on etcd.
 type Store struct {
 	opts   Options
-	tls    *tls.Config
 	client *clientv3.Client
 	leases pb.LeaseClient
 	log    *zap.Logger
@@ -28,6 +27,8 @@ type Store struct {
 	held      *heldRecords
 	sightings sightings
 	recent    recent
+	// watching is the latest Watch's.
+	watching atomic.Pointer[outage]
 
 	pageSize                            int64
 	checkEvery, auditEvery, presenceTTL time.Duration
@@ -36,6 +37,8 @@ type Store struct {
 var (
 	_ subnet.Store    = (*Store)(nil)
 	_ subnet.Presence = (*Store)(nil)
+	_ subnet.Reporter = (*Store)(nil)
+	_ subnet.Releaser = (*Store)(nil)
 )
 
 // Limits on a connection: a peer that vanished without a word is noticed after
@@ -64,13 +67,11 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	tlsConfig, err := o.tlsConfig()
-	if err != nil {
+	if _, err := o.tlsConfig(); err != nil { // Better said now than at each try.
 		return nil, err
 	}
 	cfg := clientv3.Config{
 		Endpoints:            o.Endpoints,
-		TLS:                  tlsConfig,
 		DialKeepAliveTime:    keepAliveTime,
 		DialKeepAliveTimeout: keepAliveTimeout,
 		// Its warnings repeat with every try; errors reach us anyhow.
@@ -88,6 +89,9 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 			grpc.WithNoProxy(),
 		},
 	}
+	if o.tls() {
+		cfg.DialOptions = append(cfg.DialOptions, grpc.WithTransportCredentials(handshakes{o}))
+	}
 	if o.Username != "" {
 		// Given a user, clientv3.New would ask etcd for a token before it
 		// returns, so an etcd that is away would be an error. Given a token it
@@ -103,7 +107,7 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 		client.Token, client.Username, client.Password = "", o.Username, o.Password
 	}
 	return &Store{
-		opts: o, tls: tlsConfig, client: client, log: o.Log,
+		opts: o, client: client, log: o.Log,
 		leases: clientv3.RetryLeaseClient(client), held: newHeldRecords(),
 		pageSize: pageSize, checkEvery: checkEvery, auditEvery: auditEvery, presenceTTL: o.PresenceTTL,
 	}, nil

@@ -42,6 +42,7 @@ var errAudit = errors.New("time for an audit")
 // others, and until then the network goes on as it is.
 func (s *Store) Watch(ctx context.Context, to func(subnet.Change)) error {
 	out := newOutage(s.log, "watch")
+	s.watching.Store(out)
 	b := pauses(watchFirstWait, watchMostWait)
 	var seen seen
 	for {
@@ -62,13 +63,17 @@ func (s *Store) Watch(ctx context.Context, to func(subnet.Change)) error {
 		case errors.Is(err, errAudit):
 			continue
 		}
-		if err = s.explain(ctx, err); errors.Is(err, subnet.ErrRefused) && seen.get().epoch == "" {
-			return fmt.Errorf("watch %s: %w", s.opts.Prefix, err)
-		}
-		if ctx.Err() != nil { // It may have ended while the error was looked into.
+		err = s.explain(ctx, err)
+		switch {
+		case ctx.Err() != nil: // It may have ended while the error was looked into.
 			return nil
+		case !errors.Is(err, subnet.ErrRefused):
+			out.lost(func() error { return err })
+		case seen.get().epoch == "":
+			return fmt.Errorf("watch %s: %w", s.opts.Prefix, err)
+		default:
+			out.refuse(err)
 		}
-		out.lost(func() error { return err })
 		if time.Since(began) > watchSettled {
 			b.Reset()
 		}

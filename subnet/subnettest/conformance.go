@@ -18,6 +18,8 @@ import (
 type Client interface {
 	subnet.Store
 	subnet.Presence
+	subnet.Reporter
+	subnet.Releaser
 }
 
 // Harness is an empty store as the suite needs it.
@@ -83,6 +85,9 @@ func Conformance(t *testing.T, open func(t *testing.T) Harness) {
 		{"KnownNodes", knownNodes},
 		{"StayEnds", stayEnds},
 		{"PresenceMakesNoEvent", presenceSilent},
+		{"ReleaseTakesTheOwnRecordOnly", release},
+		{"ReleaseLeavesWhatIsAnothers", releaseForeign},
+		{"NoOutageWhileItAnswers", noOutage},
 		{"ClaimWithRoom", func(t *testing.T, h Harness) { claimants(t, h, `"Network":"10.5.0.0/16"`, 0) }},
 		{"ClaimExactlyEnough", func(t *testing.T, h Harness) {
 			claimants(t, h, `"Network":"10.5.0.0/16","SubnetMin":"10.5.1.0","SubnetMax":"10.5.50.0"`, 0)

@@ -25,6 +25,7 @@ type Memory struct {
 	sighted  map[string]sighting // By the token of who was refused.
 	lease    int64               // the last that was granted
 	away     bool
+	outage   subnet.Outage
 	refuses  bool
 	watches  map[*watch]struct{}
 	sign     time.Duration
@@ -49,6 +50,8 @@ type watch struct {
 var (
 	_ subnet.Store    = (*Memory)(nil)
 	_ subnet.Presence = (*Memory)(nil)
+	_ subnet.Reporter = (*Memory)(nil)
+	_ subnet.Releaser = (*Memory)(nil)
 )
 
 // errAway is what calls return while the store is away.
@@ -70,6 +73,17 @@ func (m *Memory) List(ctx context.Context) (subnet.Listing, error) {
 		return subnet.Listing{}, fmt.Errorf("list: %w", err)
 	}
 	return m.list(), nil
+}
+
+// holds tells whether any record's key holds a part of the given subnets, whether
+// its value can be read or not.
+func (m *Memory) holds(of subnet.Subnets) bool {
+	for key := range m.records {
+		if other, err := subnet.ParseKey(key); err == nil && other.Overlaps(of) {
+			return true
+		}
+	}
+	return false
 }
 
 // check tells why a call cannot be answered.
@@ -112,7 +126,7 @@ func (m *Memory) Write(ctx context.Context, l subnet.Lease) (subnet.Lease, error
 	old, there := m.records[key]
 	switch {
 	case err != nil:
-	case l.Modified == 0 && m.list().Holds(l.Subnets),
+	case l.Modified == 0 && m.holds(l.Subnets),
 		l.Modified != 0 && (!there || old.modified != l.Modified || old.lease != l.ID):
 		err = subnet.ErrConflict
 	}
@@ -325,6 +339,9 @@ func (m *Memory) Record(key string) (value []byte, there bool) {
 func (m *Memory) Away(away bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if away && !m.away {
+		m.outage = subnet.Outage{Since: time.Now(), Reason: errAway.Error(), Failures: 1, Count: m.outage.Count + 1}
+	}
 	m.away = away
 	m.broadcast()
 }

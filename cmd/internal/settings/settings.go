@@ -90,12 +90,12 @@ func ParseLevel(level string) (zapcore.Level, error) {
 	return l, nil
 }
 
-// Logger returns a logger to standard error: lines for people on a terminal,
-// JSON otherwise.
-func Logger(level string, terminal bool) (*zap.Logger, error) {
+// Logger returns a logger to standard error, lines for people on a terminal and
+// JSON otherwise, and its level, which can be changed.
+func Logger(level string, terminal bool) (*zap.Logger, zap.AtomicLevel, error) {
 	l, err := ParseLevel(level)
 	if err != nil {
-		return nil, err
+		return nil, zap.AtomicLevel{}, err
 	}
 	cfg := zap.NewProductionConfig()
 	cfg.Level = zap.NewAtomicLevelAt(l)
@@ -109,5 +109,6 @@ func Logger(level string, terminal bool) (*zap.Logger, error) {
 		cfg.EncoderConfig.EncodeTime = zapcore.TimeEncoderOfLayout("15:04:05.000")
 		cfg.EncoderConfig.EncodeLevel = zapcore.CapitalLevelEncoder
 	}
-	return cfg.Build()
+	log, err := cfg.Build()
+	return log, cfg.Level, err
 }

@@ -9,9 +9,13 @@ import (
 // version is set by the linker: -X .../settings.version=v1.2.3.
 var version = ""
 
-// Version says which build this is: the version, or the commit it was built
-// from, and the Go that built it.
+// Version says which build this is, and the Go that built it.
 func Version() string {
+	return fmt.Sprintf("%s (%s, %s/%s)", Release(), runtime.Version(), runtime.GOOS, runtime.GOARCH)
+}
+
+// Release is the version, or the commit that this was built from.
+func Release() string {
 	v := version
 	if v == "" {
 		v = "devel"
@@ -23,5 +27,5 @@ func Version() string {
 			}
 		}
 	}
-	return fmt.Sprintf("%s (%s, %s/%s)", v, runtime.Version(), runtime.GOOS, runtime.GOARCH)
+	return v
 }

@@ -113,23 +113,6 @@ func TestRunInAnotherNamespace(t *testing.T) {
 	}
 }
 
-func start(t *testing.T, o etcdserver.Options) *etcdserver.Server {
-	t.Helper()
-	if o.Dir == "" {
-		o.Dir = t.TempDir()
-	}
-	s, err := etcdserver.Start(t.Context(), o)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := s.Kill(); err != nil {
-			t.Error(err)
-		}
-	})
-	return s
-}
-
 func healthy(t *testing.T, s *etcdserver.Server) bool {
 	t.Helper()
 	client := &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
@@ -143,7 +126,7 @@ func healthy(t *testing.T, s *etcdserver.Server) bool {
 
 func TestLife(t *testing.T) {
 	began := time.Now()
-	s := start(t, etcdserver.Options{})
+	s := etcdserver.ForTest(t, etcdserver.Options{})
 	t.Logf("started in %s", time.Since(began))
 	if !healthy(t, s) {
 		t.Fatal("not healthy after Start")

@@ -1,0 +1,124 @@
+package lab
+
+import (
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// linkDown is how long etcd is paused, or cut off.
+const linkDown = 3 * time.Second
+
+// storePaused lets etcd stand still, which tells its clients nothing.
+func (l *storeLab) storePaused(t *testing.T) time.Duration {
+	ear := listen(t, l.first)
+	l.must(t, l.Etcd.Pause())
+	time.Sleep(linkDown)
+	l.must(t, l.Etcd.Resume())
+	began := time.Now()
+	l.back(t)
+	took := time.Since(began)
+	if heard := ear.heard(t); len(heard) != 0 {
+		t.Errorf("the kernel announced %d changes, the first is %s", len(heard), heard[0])
+	}
+	return took
+}
+
+// linkCut gives the time until a host hears of a record that was written while it
+// could not reach etcd.
+func (l *storeLab) linkCut(t *testing.T) time.Duration {
+	l.must(t, l.cutOff(l.first, true))
+	l.must(t, l.put(t, ghostKey, ghostRecord(0)))
+	time.Sleep(linkDown)
+	if l.knowsGhost(0) {
+		t.Error("the first host was not cut off")
+	}
+	l.must(t, l.cutOff(l.first, false))
+	took := l.until(t, l.faultSuite.store, "the record written meanwhile is known", func() bool { return l.knowsGhost(0) })
+	l.forgetGhost(t)
+	return took
+}
+
+// slowRate is what goes from etcd to all hosts together while its link is slow,
+// in bytes a second: an event is underway for about a second.
+const slowRate = 4000
+
+// linkSlow gives the time until the first host hears of a record over a slow link.
+func (l *storeLab) linkSlow(t *testing.T) time.Duration {
+	ear := listen(t, l.first)
+	slow := func(change func(*netlink.Handle, netlink.Qdisc) error) error {
+		return l.EtcdNamespace().netlink(func(n *netlink.Handle) error {
+			link, err := n.LinkByName(hostInterface)
+			if err != nil {
+				return err
+			}
+			attrs := netlink.QdiscAttrs{LinkIndex: link.Attrs().Index, Handle: netlink.MakeHandle(1, 0), Parent: netlink.HANDLE_ROOT}
+			return change(n, &netlink.Tbf{QdiscAttrs: attrs, Rate: slowRate, Limit: 1 << 20, Buffer: netlink.Xmittime(slowRate, 3000)})
+		})
+	}
+	l.must(t, slow((*netlink.Handle).QdiscAdd))
+	time.Sleep(linkDown)
+	if heard := ear.heard(t); len(heard) != 0 {
+		t.Errorf("the kernel announced %d changes, the first is %s", len(heard), heard[0])
+	}
+	l.must(t, l.put(t, ghostKey, ghostRecord(0)))
+	took := l.until(t, l.faultSuite.store, "the record is known", func() bool { return l.knowsGhost(0) })
+	l.must(t, slow((*netlink.Handle).QdiscDel))
+	l.forgetGhost(t)
+	return took
+}
+
+// recordReplaced gives the time until a peer that is at another address, has
+// another MAC and another holder is reached there.
+func (l *storeLab) recordReplaced(t *testing.T) time.Duration {
+	l.must(t, l.put(t, ghostKey, ghostRecord(0)))
+	l.until(t, l.faultSuite.store, "the record is known", func() bool { return l.knowsGhost(0) })
+	ear := listen(t, l.first)
+	l.must(t, l.put(t, ghostKey, ghostRecord(1)))
+	took := l.until(t, l.heal, "the other record is known", func() bool { return l.knowsGhost(1) })
+	for _, a := range ear.heard(t) {
+		if a.kind == unix.RTM_DELROUTE || a.kind == unix.RTM_DELNEXTHOP {
+			t.Errorf("for a moment there was no way: %s", a)
+		}
+	}
+	l.forgetGhost(t)
+	return took
+}
+
+func (l *storeLab) put(t *testing.T, key, record string) error {
+	_, err := l.store.Put(t.Context(), Prefix+"/subnets/"+key, record)
+	return err
+}
+
+// knowsGhost tells whether the first host has all entries of a ghost's record and
+// none of another's.
+func (l *storeLab) knowsGhost(n int) bool {
+	have, err := picture(l.first)
+	if err != nil {
+		return false
+	}
+	record, err := readWalkRecord(ghostKey, []byte(ghostRecord(n)))
+	if err != nil {
+		return false
+	}
+	for _, e := range walkPicture(l.first, []walkRecord{record}) {
+		if !slices.Contains(have, e) {
+			return false
+		}
+	}
+	return !slices.ContainsFunc(have, func(e string) bool { return strings.HasPrefix(e, "fdb "+ghostAddress(1-n)+" ") })
+}
+
+func (l *storeLab) forgetGhost(t *testing.T) {
+	t.Helper()
+	_, err := l.store.Delete(t.Context(), Prefix+"/subnets/"+ghostKey)
+	l.must(t, err)
+	l.until(t, l.faultSuite.store, "the record's entries are gone", func() bool {
+		have, err := picture(l.first)
+		return err == nil && !slices.ContainsFunc(have, func(e string) bool { return strings.Contains(e, "10.5.255.0") })
+	})
+}
