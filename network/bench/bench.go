@@ -46,7 +46,7 @@ func (o *Options) complete() error {
 		o.Progress = func(string) {}
 	}
 	if o.pauses == (pauses{}) {
-		o.pauses = pauses{settle: 7 * time.Second, quiet: 3 * time.Second, idle: time.Minute}
+		o.pauses = pauses{settle: 12 * time.Second, quiet: 3 * time.Second, idle: time.Minute}
 		if o.Short {
 			o.pauses.idle = 5 * time.Second
 		}
