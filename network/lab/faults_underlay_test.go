@@ -56,6 +56,9 @@ func (s *faultSuite) underlayFaults(t *testing.T) {
 		mode          Mode
 	}{{"dual", tunnels, Dual}, {"ipv6", tunnels, IPv6}, {"direct dual", directRoutes, Dual}} {
 		t.Run(strings.ReplaceAll(c.name, " ", "-"), func(t *testing.T) {
+			if !s.alone {
+				t.Parallel()
+			}
 			l := startLab(t, Options{Nodes: 3, Mode: c.mode, Config: configWith(c.mode, c.backend)})
 			everyPairTalks(t, l, talkLimit)
 			for _, f := range underlayFaults {
