@@ -17,6 +17,8 @@ var _ subnet.Redialer = (*Store)(nil)
 // dialer makes the connections to etcd and knows them. They are not wrapped:
 // gRPC sets TCP_USER_TIMEOUT on a [net.TCPConn] alone.
 type dialer struct {
+	connect func(ctx context.Context, network, address string) (net.Conn, error)
+
 	mu sync.Mutex
 	// open are the connections that were not closed when it was last looked.
 	open map[*net.TCPConn]struct{}
@@ -25,7 +27,7 @@ type dialer struct {
 }
 
 func newDialer() *dialer {
-	return &dialer{open: map[*net.TCPConn]struct{}{}, trying: map[*context.CancelFunc]struct{}{}}
+	return &dialer{connect: (&net.Dialer{}).DialContext, open: map[*net.TCPConn]struct{}{}, trying: map[*context.CancelFunc]struct{}{}}
 }
 
 func (d *dialer) dial(ctx context.Context, hostport string) (net.Conn, error) {
@@ -34,7 +36,7 @@ func (d *dialer) dial(ctx context.Context, hostport string) (net.Conn, error) {
 	d.mu.Lock()
 	d.trying[&cancel] = struct{}{}
 	d.mu.Unlock()
-	conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", hostport)
+	conn, err := d.connect(ctx, "tcp", hostport)
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	delete(d.trying, &cancel)
