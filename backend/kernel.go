@@ -75,6 +75,9 @@ type Interface struct {
 	// Addresses are its global addresses that are not about to go, IPv4 first,
 	// the oldest of a family first.
 	Addresses []netip.Addr
+	// Tentative tells that one of them is still looked for on the link, in case
+	// another host has it, and not sent from until then (RFC 4862 section 5.4).
+	Tentative bool
 	// OnLink are the prefixes whose addresses are reached over its link without
 	// a gateway, by the host's own routes.
 	OnLink []netip.Prefix

@@ -44,7 +44,7 @@ func (n *Node) claim(ctx context.Context, cfg subnet.Config, req subnet.Request,
 // hold keeps the lease and the node's presence, and claims them again where
 // they were lost. The subnets are in use by then: no others will do. elsewhere is
 // closed when the node is no longer at the site that p is of.
-func (n *Node) hold(ctx context.Context, p prepared, lease subnet.Lease, keeper *keeper, f *follower, elsewhere <-chan struct{}) error {
+func (n *Node) hold(ctx context.Context, p prepared, lease subnet.Lease, keeper *keeper, f *follower, at site, elsewhere <-chan struct{}) error {
 	request := func() subnet.Request {
 		at, _ := n.place.now()
 		req := at.request(p.request)
@@ -65,7 +65,7 @@ func (n *Node) hold(ctx context.Context, p prepared, lease subnet.Lease, keeper 
 	moved := make(chan struct{}, 1)
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return vigil.run(ctx) })
-	group.Go(func() error { return n.appearWhereMoved(ctx, vigil, elsewhere, moved) })
+	group.Go(func() error { return n.appearWhereMoved(ctx, vigil, at, elsewhere, moved) })
 	group.Go(func() error {
 		pauses := &backoff.ExponentialBackOff{InitialInterval: firstWait, RandomizationFactor: 0.5, Multiplier: 2, MaxInterval: longestWait}
 		for {
@@ -114,15 +114,18 @@ var errMoved = errors.New("the underlay is another")
 // appearWhereMoved makes the node known as living at its addresses of now whenever
 // they change, and then has its record written: in this order, so that no record
 // names an address at which another lives.
-func (n *Node) appearWhereMoved(ctx context.Context, v *vigil, changed <-chan struct{}, moved chan<- struct{}) error {
+func (n *Node) appearWhereMoved(ctx context.Context, v *vigil, at site, changed <-chan struct{}, moved chan<- struct{}) error {
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-changed:
 		}
-		var at site
+		was := at
 		at, changed = n.place.now()
+		if at.public == was.public && at.mtu == was.mtu {
+			continue // Others are told nothing of what has changed.
+		}
 		if at.public != v.known() {
 			if err := v.sure(ctx); err != nil {
 				return nil // The end of ctx.

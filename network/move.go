@@ -18,8 +18,11 @@ const (
 	// settling is what a hand that changes an address has for its other steps: the
 	// routes that go with it.
 	settling = 20 * time.Millisecond
-	// lookShare bounds the time that looking takes, to one part of so many.
-	lookShare = 20
+	// lookShare bounds the time that looking takes, to one part of so many, as long as
+	// that makes pauses of at most longestRest: a host may have all the Internet's
+	// routes.
+	lookShare   = 20
+	longestRest = 10 * time.Second
 	// lookAgain is the pause after the host could not be read.
 	lookAgain = time.Second
 	// An underlay that goes to and fro is followed mostMoves times, and then once
@@ -75,7 +78,7 @@ func (m *mover) run(ctx context.Context, kick <-chan struct{}) error {
 		}
 		began := time.Now()
 		pause = m.look(ctx, began)
-		rest := time.NewTimer(min(lookShare*time.Since(began), moveEvery))
+		rest := time.NewTimer(min(lookShare*time.Since(began), longestRest))
 		select {
 		case <-ctx.Done():
 		case <-rest.C:

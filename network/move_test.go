@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -315,4 +316,39 @@ func TestHostThatCannotBeReadIsSaidOnce(t *testing.T) {
 	if n := r.count("underlay cannot be looked at, trying on"); n != 1 {
 		t.Errorf("said %d times", n)
 	}
+}
+
+// redialled is a store that counts how often its connections were to be given up.
+type redialled struct {
+	counting
+	times atomic.Int32
+}
+
+func (s *redialled) Redial() { s.times.Add(1) }
+
+// TestStoreIsRedialled when addresses or routes change: what is connected from an
+// address that is gone would not notice for long.
+func TestStoreIsRedialled(t *testing.T) {
+	r := newRig(t)
+	store := &redialled{}
+	r.tune = func(n *Node) {
+		store.counting = n.store.Store.(counting)
+		n.store.Store = store
+	}
+	r.start()
+	r.ready()
+	r.eventually("it has looked", func() bool { return store.times.Load() == 1 })
+	for i, change := range []func(*backend.Interface){
+		func(e *backend.Interface) { e.Addresses = []netip.Addr{netip.MustParseAddr("10.99.0.7")} },
+		func(e *backend.Interface) { e.Addresses = nil },
+		func(e *backend.Interface) { e.Tentative = true },
+		func(e *backend.Interface) { e.Tentative = false },
+		func(e *backend.Interface) { e.DefaultV4 = false },
+	} {
+		r.host.become(func() { change(&r.host.host[0]) })
+		r.eventually("it is redialled", func() bool { return store.times.Load() == int32(i+2) })
+		r.host.become(func() {}) // Of which nothing comes.
+	}
+	r.host.become(func() { r.host.host = append(r.host.host, backend.Interface{Name: "eth9"}) })
+	r.eventually("it is redialled once more", func() bool { return store.times.Load() == 7 })
 }

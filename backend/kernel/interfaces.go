@@ -28,7 +28,7 @@ func (k *Kernel) Interfaces(ctx context.Context) ([]backend.Interface, error) {
 		return nil, err
 	}
 	defer release()
-	addresses, err := k.globalAddresses(ctx)
+	addresses, tentative, err := k.globalAddresses(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("dump addresses: %w", err)
 	}
@@ -48,14 +48,16 @@ func (k *Kernel) Interfaces(ctx context.Context) ([]backend.Interface, error) {
 			continue
 		}
 		out = append(out, backend.Interface{
-			Name: l.name, Up: l.up && l.running, MTU: l.mtu, Addresses: addresses[l.index], OnLink: onLink[l.index],
+			Name: l.name, Up: l.up && l.running, MTU: l.mtu, Addresses: addresses[l.index], Tentative: tentative[l.index], OnLink: onLink[l.index],
 			DefaultV4: defaultV4[l.index], DefaultV6: defaultV6[l.index],
 		})
 	}
 	return out, nil
 }
 
-func (k *Kernel) globalAddresses(ctx context.Context) (map[int][]netip.Addr, error) {
+// globalAddresses reads addresses by the numbers of their links, and which links have
+// one that is tentative.
+func (k *Kernel) globalAddresses(ctx context.Context) (by map[int][]netip.Addr, tentative map[int]bool, err error) {
 	all, err := collect(ctx, k, func(w *builder, seq uint32) {
 		w.begin(unix.RTM_GETADDR, unix.NLM_F_DUMP, seq, sizeAddressMessage)
 	}, func(m message) (addressMessage, bool) {
@@ -67,10 +69,13 @@ func (k *Kernel) globalAddresses(ctx context.Context) (map[int][]netip.Addr, err
 		}
 		return a, ok && a.flags&about == 0
 	})
-	by := map[int][]netip.Addr{}
+	by, tentative = map[int][]netip.Addr{}, map[int]bool{}
 	for _, a := range all {
 		addr := a.prefix.Addr()
 		if addr.Is6() {
+			if a.flags&unix.IFA_F_TENTATIVE != 0 && a.flags&unix.IFA_F_OPTIMISTIC == 0 {
+				tentative[a.index] = true
+			}
 			// The kernel puts a new one before those of its scope
 			// (ipv6_link_dev_addr); an address that comes for a time, as a
 			// failover's does, must not go before the host's own.
@@ -79,7 +84,7 @@ func (k *Kernel) globalAddresses(ctx context.Context) (map[int][]netip.Addr, err
 		}
 		by[a.index] = append(by[a.index], addr)
 	}
-	return by, err
+	return by, tentative, err
 }
 
 // firstV6 is where the IPv6 addresses begin in a list that has IPv4's first.

@@ -81,6 +81,13 @@ func TestInterfaces(t *testing.T) {
 		return nil
 	})
 	reach(t, k, peers(1, false))
+	kerneltest.Do(t, ns, func() error { // As a host's own addresses come: they are tentative for a second.
+		eth1, err := netlink.LinkByName("eth1")
+		if err != nil {
+			return err
+		}
+		return netlink.AddrAdd(eth1, &netlink.Addr{IPNet: ipNet(netip.MustParsePrefix("2001:db8:9::1/64"))})
+	})
 	got, err := k.Interfaces(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -91,6 +98,9 @@ func TestInterfaces(t *testing.T) {
 	}
 	if _, ok := by["ripstop.1"]; ok {
 		t.Error("our own device is among them")
+	}
+	if eth1 := by["eth1"]; !eth1.Tentative || len(eth1.Addresses) != 1 {
+		t.Errorf("eth1: %+v", eth1)
 	}
 	for _, want := range []backend.Interface{
 		{Name: "lo", Up: true, MTU: 65536},
