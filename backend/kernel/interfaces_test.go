@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"reflect"
 	"testing"
+	"time"
 
 	"github.com/vishvananda/netlink"
 
@@ -88,13 +89,16 @@ func TestInterfaces(t *testing.T) {
 		}
 		return netlink.AddrAdd(eth1, &netlink.Addr{IPNet: ipNet(netip.MustParsePrefix("2001:db8:9::1/64"))})
 	})
-	got, err := k.Interfaces(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
 	by := map[string]backend.Interface{}
-	for _, i := range got {
-		by[i.Name] = i
+	// A carrier is noted a moment later (linkwatch_do_dev).
+	for end := time.Now().Add(5 * time.Second); !by["eth0"].Up && time.Now().Before(end); {
+		got, err := k.Interfaces(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, i := range got {
+			by[i.Name] = i
+		}
 	}
 	if _, ok := by["ripstop.1"]; ok {
 		t.Error("our own device is among them")
