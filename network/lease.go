@@ -44,38 +44,37 @@ func (n *Node) claim(ctx context.Context, cfg subnet.Config, req subnet.Request,
 // hold keeps the lease and the node's presence, and claims them again where
 // they were lost. The subnets are in use by then: no others will do. elsewhere is
 // closed when the node is no longer at the site that p is of.
-func (n *Node) hold(ctx context.Context, p prepared, lease subnet.Lease, keeper *keeper, f *follower, at site, elsewhere <-chan struct{}) error {
-	request := func() subnet.Request {
-		at, _ := n.place.now()
-		req := at.request(p.request)
-		req.Previous, req.OnlyPrevious = lease.Subnets, true
-		return req
-	}
+func (n *Node) hold(ctx context.Context, p prepared, lease subnet.Lease, keeper *keeper, f *follower, elsewhere <-chan struct{}) error {
+	p.request.Previous, p.request.OnlyPrevious = lease.Subnets, true
 	if p.unclaimed {
 		if _, err := n.arrive(ctx, &p, f.kick, false); err != nil {
 			return err
 		}
 		var err error
-		if lease, err = n.claim(ctx, p.config, request(), f.kick); err != nil {
+		if lease, err = n.claim(ctx, p.config, p.request, f.kick); err != nil {
 			return err
 		}
 		keeper.claimed(lease)
 	}
+	req, published := p.request, site{public: p.request.Self.PublicIP, mtu: p.request.MTU}
 	vigil := newVigil(n, p)
-	moved := make(chan struct{}, 1)
+	moved := make(chan site, 1)
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return vigil.run(ctx) })
-	group.Go(func() error { return n.appearWhereMoved(ctx, vigil, at, elsewhere, moved) })
+	group.Go(func() error { return n.appearWhereMoved(ctx, vigil, published, elsewhere, moved) })
 	group.Go(func() error {
 		pauses := &backoff.ExponentialBackOff{InitialInterval: firstWait, RandomizationFactor: 0.5, Multiplier: 2, MaxInterval: longestWait}
 		for {
 			began := time.Now()
-			err := n.holdRecord(ctx, lease, keeper.renewed, f.rewritten, moved)
+			to, err := n.holdRecord(ctx, lease, keeper.renewed, f.rewritten, moved)
 			if ctx.Err() != nil {
 				return nil
 			}
-			if errors.Is(err, errMoved) {
-				if lease, err = n.rewrite(ctx, p.config, lease, request(), f.kick); err != nil {
+			if to != nil {
+				req = to.request(req)
+			}
+			if err == nil {
+				if lease, err = n.rewrite(ctx, p.config, lease, req, f.kick); err != nil {
 					return err
 				}
 				keeper.claimed(lease)
@@ -99,7 +98,7 @@ func (n *Node) hold(ctx context.Context, p prepared, lease subnet.Lease, keeper 
 			if err := vigil.sure(ctx); err != nil {
 				return err
 			}
-			if lease, err = n.claim(ctx, p.config, request(), f.kick); err != nil {
+			if lease, err = n.claim(ctx, p.config, req, f.kick); err != nil {
 				return err
 			}
 			keeper.claimed(lease)
@@ -108,13 +107,10 @@ func (n *Node) hold(ctx context.Context, p prepared, lease subnet.Lease, keeper 
 	return group.Wait()
 }
 
-// errMoved says that the record is to say where the node is now.
-var errMoved = errors.New("the underlay is another")
-
 // appearWhereMoved makes the node known as living at its addresses of now whenever
 // they change, and then has its record written: in this order, so that no record
-// names an address at which another lives.
-func (n *Node) appearWhereMoved(ctx context.Context, v *vigil, at site, changed <-chan struct{}, moved chan<- struct{}) error {
+// names an address at which another lives. at is the site of the record as it is.
+func (n *Node) appearWhereMoved(ctx context.Context, v *vigil, at site, changed <-chan struct{}, moved chan site) error {
 	for {
 		select {
 		case <-ctx.Done():
@@ -122,19 +118,19 @@ func (n *Node) appearWhereMoved(ctx context.Context, v *vigil, at site, changed 
 		case <-changed:
 		}
 		was := at
-		at, changed = n.place.now()
-		if at.public == was.public && at.mtu == was.mtu {
-			continue // Others are told nothing of what has changed.
-		}
-		if at.public != v.known() {
+		for at, changed = n.place.now(); at.public != v.known(); at, changed = n.place.now() {
 			if err := v.sure(ctx); err != nil {
 				return nil // The end of ctx.
 			}
 		}
-		select {
-		case moved <- struct{}{}:
-		default: // The record is written after this anyway.
+		if at.public == was.public && at.mtu == was.mtu {
+			continue // Others are told nothing of what has changed.
 		}
+		select {
+		case <-moved: // It was not written yet, and needs not be.
+		default:
+		}
+		moved <- at // There is room: nobody else puts anything there.
 	}
 }
 
@@ -152,9 +148,9 @@ func (n *Node) rewrite(ctx context.Context, cfg subnet.Config, held subnet.Lease
 
 // holdRecord holds the lease until it is lost, also to who writes another's
 // address into its record: the store takes that for the node's own hand, for the
-// record still bears its name. It ends with errMoved where the record is to be
-// written anew.
-func (n *Node) holdRecord(ctx context.Context, lease subnet.Lease, alive func(until time.Time), rewritten <-chan subnet.Lease, moved <-chan struct{}) error {
+// record still bears its name. It returns the site where the record is to be
+// written anew for one.
+func (n *Node) holdRecord(ctx context.Context, lease subnet.Lease, alive func(until time.Time), rewritten <-chan subnet.Lease, moved <-chan site) (to *site, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	done := make(chan error, 1)
@@ -162,22 +158,19 @@ func (n *Node) holdRecord(ctx context.Context, lease subnet.Lease, alive func(un
 	for {
 		select {
 		case err := <-done:
-			return err
-		case <-moved:
+			return nil, err
+		case at := <-moved:
 			cancel()
-			if err := <-done; err != nil {
-				return err
-			}
-			return errMoved
+			return &at, <-done
 		case now := <-rewritten:
 			if now.Modified <= lease.Modified || now.SameContent(lease) {
 				continue // It was so before it was claimed, or says the same.
 			}
 			cancel()
 			if err := <-done; err != nil { // It had ended by itself.
-				return err
+				return nil, err
 			}
-			return fmt.Errorf("%w: its record was overwritten by %s", subnet.ErrLeaseLost, now.Holder())
+			return nil, fmt.Errorf("%w: its record was overwritten by %s", subnet.ErrLeaseLost, now.Holder())
 		}
 	}
 }

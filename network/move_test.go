@@ -176,6 +176,13 @@ func TestMoveToTheAddressOfAnother(t *testing.T) {
 	if n := r.count("not ready: the address that this node has now is another machine's"); n != 1 {
 		t.Errorf("said %d times", n)
 	}
+	r.renumber("10.99.0.1")
+	a.well()
+	if !r.isAt("10.99.0.1", 1500) {
+		t.Error("back at its own address it is not what it was")
+	}
+	r.renumber("10.99.0.7")
+	a.fails("public address 10.99.0.7 is still that of node7", status.Undisputed)
 	r.store.Vanish("node7")
 	r.eventuallyIn(10*time.Second, "it follows once the other is gone", func() bool { return r.isAt("10.99.0.7", 1500) })
 	a.well()

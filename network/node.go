@@ -398,7 +398,7 @@ func (n *Node) serve(ctx context.Context, p prepared, lease subnet.Lease) error 
 	at, _ := n.place.now()
 	at.self.Subnets = lease.Subnets
 	n.place.set(at)
-	at, elsewhere := n.place.now()
+	_, elsewhere := n.place.now()
 	planner := p.options.Planner(p.self)
 	own, err := planner.Own()
 	if err != nil {
@@ -422,7 +422,7 @@ func (n *Node) serve(ctx context.Context, p prepared, lease subnet.Lease) error 
 	filtered := n.runFirewall(ctx, group)
 	group.Go(func() error { return loop.Run(ctx) })
 	group.Go(func() error { return n.store.Watch(ctx, follower.follow) })
-	group.Go(func() error { return n.hold(ctx, p, lease, keeper, follower, at, elsewhere) })
+	group.Go(func() error { return n.hold(ctx, p, lease, keeper, follower, elsewhere) })
 	group.Go(func() error {
 		select {
 		case <-ctx.Done():
