@@ -26,8 +26,9 @@ const (
 	// lookAgain is the pause after the host could not be read.
 	lookAgain = time.Second
 	// An underlay that goes to and fro is followed mostMoves times, and then once
-	// each moveEvery: each move is a write to the store and an event at every peer.
-	mostMoves = 10
+	// each moveEvery: each move is a write to the store and an event at every peer. So
+	// are lines about an underlay that serves and does not, in turns.
+	mostMoves = 20
 	moveEvery = 2 * time.Second
 )
 
@@ -38,15 +39,20 @@ type mover struct {
 	follower *follower
 	// seen is the host as it was last.
 	seen underlay.Host
-	// left are the moves that may be made at once; last is when one was added.
+	// moves and words ration what is done and what is said.
+	moves, words ration
+	said         string // The error that was said last.
+}
+
+// ration is a number of times that grows by one each moveEvery up to mostMoves.
+type ration struct {
 	left int
-	last time.Time
-	said string // The error that was said last.
+	last time.Time // When it last grew.
 }
 
 // followUnderlay keeps the node where its underlay is, until ctx ends.
 func (n *Node) followUnderlay(ctx context.Context, p prepared, f *follower) error {
-	m := &mover{n: n, p: p, follower: f, left: mostMoves, last: time.Now()}
+	m := &mover{n: n, p: p, follower: f, moves: ration{mostMoves, time.Now()}, words: ration{mostMoves, time.Now()}}
 	kick := make(chan struct{}, 1)
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error {
@@ -113,7 +119,11 @@ func (m *mover) look(ctx context.Context, now time.Time) time.Duration {
 	if !moved && !news {
 		return m.next()
 	}
-	if wait := m.allowed(now); wait > 0 {
+	of := &m.words
+	if moved {
+		of = &m.moves
+	}
+	if wait := of.take(now); wait > 0 {
 		return wait
 	}
 	m.say(before, after)
@@ -158,19 +168,18 @@ func (m *mover) follow(before site, seen underlay.Host) site {
 	return before
 }
 
-// allowed takes one of the moves that may be made, or says how long to wait for
-// one.
-func (m *mover) allowed(now time.Time) (wait time.Duration) {
-	if grown := int(now.Sub(m.last) / moveEvery); m.left+grown >= mostMoves {
-		m.left, m.last = mostMoves, now
+// take uses one up, or says how long to wait for one.
+func (r *ration) take(now time.Time) (wait time.Duration) {
+	if grown := int(now.Sub(r.last) / moveEvery); r.left+grown >= mostMoves {
+		r.left, r.last = mostMoves, now
 	} else {
-		m.left += grown
-		m.last = m.last.Add(time.Duration(grown) * moveEvery)
+		r.left += grown
+		r.last = r.last.Add(time.Duration(grown) * moveEvery)
 	}
-	if m.left == 0 {
-		return m.last.Add(moveEvery).Sub(now)
+	if r.left == 0 {
+		return r.last.Add(moveEvery).Sub(now)
 	}
-	m.left--
+	r.left--
 	return 0
 }
 

@@ -286,10 +286,10 @@ func TestSubnetFileThatCannotBeWrittenIsShown(t *testing.T) {
 // number of writes.
 func TestMovesAreRationed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		m := &mover{left: mostMoves, last: time.Now()}
+		r := ration{mostMoves, time.Now()}
 		moves := 0
 		for began := time.Now(); time.Since(began) < time.Minute; {
-			if wait := m.allowed(time.Now()); wait > 0 {
+			if wait := r.take(time.Now()); wait > 0 {
 				time.Sleep(wait)
 				continue
 			}
@@ -300,7 +300,7 @@ func TestMovesAreRationed(t *testing.T) {
 		}
 		time.Sleep(time.Minute)
 		for range mostMoves {
-			if wait := m.allowed(time.Now()); wait > 0 {
+			if wait := r.take(time.Now()); wait > 0 {
 				t.Errorf("after a calm minute it waits for %s", wait)
 			}
 		}

@@ -180,3 +180,29 @@ func TestListIsBounded(t *testing.T) {
 		t.Errorf("%d bytes: %s", len(text), text)
 	}
 }
+
+// TestDefaultByTwoIsNoReasonToMove: of interfaces that share the default route the
+// one is kept that was chosen, as long as it does.
+func TestDefaultByTwoIsNoReasonToMove(t *testing.T) {
+	h := wide()
+	only := func(names ...string) {
+		for n := range h.Interfaces {
+			h.Interfaces[n].DefaultV4 = slices.Contains(names, h.Interfaces[n].Name)
+		}
+	}
+	only("eth1")
+	before, err := Choose(Wish{}, []subnet.Family{subnet.V4}, h)
+	c := before[subnet.V4]
+	if err != nil || c.Interface != "eth1" {
+		t.Fatalf("got %s, %v", c.text(), err)
+	}
+	for _, step := range []struct {
+		by   []string
+		want string
+	}{{[]string{"eth0", "eth1"}, "eth1"}, {[]string{"eth0"}, "eth0"}, {[]string{"eth0", "eth1"}, "eth0"}, {nil, "eth0"}} {
+		only(step.by...)
+		if c = Follow(Wish{}, subnet.V4, h, c); c.Interface != step.want {
+			t.Errorf("by %v: %s", step.by, c.text())
+		}
+	}
+}
