@@ -74,7 +74,7 @@ type Interface struct {
 	// the oldest of a family first.
 	Addresses []netip.Addr
 	// OnLink are the prefixes whose addresses are reached over its link without
-	// a gateway, by the host's own routes.
+	// a gateway, by the host's own routes, the more specific ones heeded.
 	OnLink []netip.Prefix
 	// DefaultV4 and DefaultV6 tell whether the family's default route of the
 	// lowest metric leaves by it.

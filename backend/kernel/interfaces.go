@@ -17,7 +17,8 @@ import (
 // privacy's sake (IFA_F_TEMPORARY). An interface has the default if a default
 // route of the main table leads by it, alone or among others, and none has a
 // lower metric. On its link are the prefixes to which the main table has a route
-// out of it without a gateway.
+// out of it without a gateway, less those inside them that another route of it
+// leads elsewhere: through a gateway, out of another link, or nowhere.
 func (k *Kernel) Interfaces(ctx context.Context) ([]backend.Interface, error) {
 	links, err := k.links(ctx)
 	if err != nil {
@@ -41,7 +42,10 @@ func (k *Kernel) Interfaces(ctx context.Context) ([]backend.Interface, error) {
 		return nil, fmt.Errorf("dump routes: %w", err)
 	}
 	defaultV4, defaultV6 := k.defaults(ctx, v4), k.defaults(ctx, v6)
-	onLink := connected(append(v4, v6...))
+	onLink, err := k.onLink(ctx, append(v4, v6...))
+	if err != nil {
+		return nil, fmt.Errorf("dump routes: %w", err)
+	}
 	var out []backend.Interface
 	for _, l := range links {
 		if k.owns(l.name) {
@@ -110,17 +114,6 @@ func (k *Kernel) mainRoutes(ctx context.Context, family uint8) ([]routeMessage, 
 func (r routeMessage) connected() bool {
 	return r.dst.Bits() > 0 && r.out != 0 && r.nexthop == 0 && !r.gateway.IsValid() && len(r.multipath) == 0 &&
 		!r.dst.Addr().IsLinkLocalUnicast() && !r.dst.Addr().IsMulticast()
-}
-
-// connected lists what is on the link of each device.
-func connected(routes []routeMessage) map[int][]netip.Prefix {
-	by := map[int][]netip.Prefix{}
-	for _, r := range routes {
-		if r.connected() && !slices.Contains(by[r.out], r.dst) {
-			by[r.out] = append(by[r.out], r.dst)
-		}
-	}
-	return by
 }
 
 // defaults tells by which devices a family's default route leaves.
