@@ -20,6 +20,9 @@ type Options struct{}
 // Unheeded implements plan.Options.
 func (Options) Unheeded() []string { return nil }
 
+// Means implements plan.Options.
+func (Options) Means() plan.Means { return plan.Means{Direct: true} }
+
 // Endpoints implements plan.Options.
 func (Options) Endpoints(_ string, public subnet.PerFamily[netip.Addr]) subnet.PerFamily[subnet.Endpoint] {
 	return plan.Addresses(public)

@@ -44,6 +44,8 @@ type Kernel struct {
 	events *events
 	// listen is the receive buffer of watchers in bytes.
 	listen int
+	// tellSettings hears of new devices' settings, nil if nobody does.
+	tellSettings func(device, settings string)
 }
 
 type fdbKey struct {
