@@ -18,6 +18,7 @@ import (
 	"github.com/ripstop-net/ripstop/backend/planners"
 	"github.com/ripstop-net/ripstop/network/converge"
 	"github.com/ripstop-net/ripstop/network/envfile"
+	"github.com/ripstop-net/ripstop/network/host"
 	"github.com/ripstop-net/ripstop/network/status"
 	"github.com/ripstop-net/ripstop/network/underlay"
 	"github.com/ripstop-net/ripstop/subnet"
@@ -45,6 +46,8 @@ type Options struct {
 	// Listen is the TCP address at which the status is answered beside the socket
 	// in RunDir; "" for none.
 	Listen string
+	// TxChecksum says what is done about the checksum offload of VXLAN devices.
+	TxChecksum host.TxChecksum
 	// Level is the log's, for whoever changes it while the node runs. Version is
 	// what the status says of the program.
 	Level   zap.AtomicLevel
@@ -62,7 +65,12 @@ const DefaultAuditEvery = converge.DefaultAuditEvery
 // Host is what a node asks of its host before it changes anything.
 type Host interface {
 	// Preflight tells what is missing for the work: a right or a feature.
+	// CanTunnel does so for a tunnel.
 	Preflight(ctx context.Context) error
+	CanTunnel(ctx context.Context) error
+	// Survey tells what the host has of its own that may be in the way of a network
+	// of the given address spaces.
+	Survey(ctx context.Context, networks []netip.Prefix) (backend.Survey, error)
 	// Interfaces lists the host's network interfaces.
 	Interfaces(ctx context.Context) ([]backend.Interface, error)
 }
@@ -75,6 +83,7 @@ type Node struct {
 	kernel   backend.Kernel
 	host     Host
 	firewall Firewall
+	settings Settings
 	log      *zap.Logger
 	ready    chan struct{}
 
@@ -104,7 +113,7 @@ func New(opts Options, store subnet.Store, presence subnet.Presence, kernel back
 		opts.Level = zap.NewAtomicLevel()
 	}
 	n := &Node{
-		opts: opts, presence: presence, kernel: kernel, host: host, firewall: noFirewall{}, log: log, ready: make(chan struct{}),
+		opts: opts, presence: presence, kernel: kernel, host: host, firewall: noFirewall{}, settings: noSettings{}, log: log, ready: make(chan struct{}),
 		firstListing: firstListing, firstOfBoot: firstOfBoot, settle: settleTime,
 	}
 	n.view.started = time.Now()
@@ -263,7 +272,7 @@ func (n *Node) prepare(ctx context.Context, saved *snapshot, patience time.Durat
 		return prepared{}, err
 	}
 	n.view.chose(cfg.Families(), choice)
-	self := plan.Self{Node: n.opts.Name}
+	self := plan.Self{Node: n.opts.Name, NoTxChecksum: n.opts.TxChecksum.Without(host.Release())}
 	var public subnet.PerFamily[netip.Addr]
 	for _, f := range cfg.Families() {
 		c := choice[f]
@@ -293,10 +302,11 @@ func (n *Node) prepare(ctx context.Context, saved *snapshot, patience time.Durat
 	if saved != nil {
 		req.Preferred = saved.Lease.Subnets // After a reboot there is no subnet file.
 	}
-	return prepared{
+	p := prepared{
 		text: c.text, seen: c.seen, config: cfg, options: opts, self: self, saved: saved, unclaimed: alone, listing: c.listing, listedAt: c.listedAt,
 		living: subnet.Living{Node: n.opts.Name, Addresses: public}, request: req,
-	}, nil
+	}
+	return p, n.checkHost(ctx, p)
 }
 
 // chosenConfig is a network config and what was read from it.
@@ -373,11 +383,11 @@ func (n *Node) config(ctx context.Context, saved *snapshot, patience time.Durati
 
 func (n *Node) underlay(ctx context.Context, families []subnet.Family) (choice subnet.PerFamily[underlay.Choice], err error) {
 	err = n.until(ctx, "underlay", nil, func() error {
-		host, err := n.host.Interfaces(ctx)
+		interfaces, err := n.host.Interfaces(ctx)
 		if err != nil {
 			return fmt.Errorf("list interfaces: %w", err)
 		}
-		choice, err = underlay.Choose(n.opts.Underlay, families, host)
+		choice, err = underlay.Choose(n.opts.Underlay, families, interfaces)
 		return err
 	})
 	return choice, err
@@ -404,6 +414,11 @@ func (n *Node) serve(ctx context.Context, p prepared, lease subnet.Lease) error 
 	for _, f := range p.config.Families() {
 		env.Networks[f] = p.config.Ranges[f].Network
 	}
+	if p.options.Means().Carries() {
+		if err := n.settings.Set(ctx); err != nil {
+			return err
+		}
+	}
 	loop := converge.New(n.kernel, n.log)
 	loop.AuditEvery(cmp.Or(n.opts.AuditEvery, DefaultAuditEvery))
 	n.beginFirewall(p, own)
@@ -421,6 +436,9 @@ func (n *Node) serve(ctx context.Context, p prepared, lease subnet.Lease) error 
 	group, ctx := errgroup.WithContext(ctx)
 	filtered := n.runFirewall(ctx, group)
 	group.Go(func() error { return loop.Run(ctx) })
+	if p.options.Means().Carries() {
+		group.Go(func() error { return n.settings.Keep(ctx) })
+	}
 	group.Go(func() error { return n.store.Watch(ctx, follower.follow) })
 	group.Go(func() error { return n.hold(ctx, p, lease, keeper, follower) })
 	group.Go(func() error {

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -33,11 +34,27 @@ const testConfig = `{"Network": "10.5.0.0/16"}`
 
 // fakeHost has one interface with a default route.
 type fakeHost struct {
-	preflight error
-	host      []backend.Interface
+	preflight, tunnel error
+	host              []backend.Interface
+
+	mu     sync.Mutex
+	survey backend.Survey
 }
 
 func (h *fakeHost) Preflight(context.Context) error { return h.preflight }
+func (h *fakeHost) CanTunnel(context.Context) error { return h.tunnel }
+func (h *fakeHost) Survey(context.Context, []netip.Prefix) (backend.Survey, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.survey, nil
+}
+
+func (h *fakeHost) has(s backend.Survey) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.survey = s
+}
+
 func (h *fakeHost) Interfaces(context.Context) ([]backend.Interface, error) {
 	return h.host, nil
 }
