@@ -74,12 +74,32 @@ func (f *follower) begin() {
 	f.tellAll()
 }
 
+// tell brings what changed to loop and firewall, also for the sake of the revision
+// alone.
+func (f *follower) tell(deltas []subnet.Delta) {
+	var release, owe []backend.Entry
+	var came, went []netip.Addr
+	said := f.log.Level() <= zap.DebugLevel
+	for _, d := range deltas {
+		release = append(release, f.planner.Peer(d.Before)...)
+		owe = append(owe, f.planner.Peer(d.After)...)
+		went = append(went, publicAddresses(f.subnet, d.Before)...)
+		came = append(came, publicAddresses(f.subnet, d.After)...)
+		if said {
+			f.log.Debug("peer changed", zap.Stringer("before", d.Before.Subnets), zap.Stringer("after", d.After.Subnets), zap.String("holder", d.After.Holder()))
+		}
+	}
+	f.firewall.Update(nil, came)
+	f.loop.Update(f.mirror.Revision(), release, owe)
+	f.firewall.Update(went, nil)
+}
+
 func (f *follower) tellAll() {
-	peers := f.mirror.Peers()
+	count := f.mirror.Count()
 	const each = 4 // As a rule: what one peer owes in one family.
-	owe := append(make([]backend.Entry, 0, len(f.own)+each*len(peers)), f.own...)
-	public := make([]netip.Addr, 0, len(peers))
-	for _, l := range peers {
+	owe := append(make([]backend.Entry, 0, len(f.own)+each*count), f.own...)
+	public := make([]netip.Addr, 0, count)
+	for l := range f.mirror.All() {
 		owe = append(owe, f.planner.Peer(l)...)
 		public = append(public, publicAddresses(f.subnet, l)...)
 	}
@@ -155,28 +175,16 @@ func (f *follower) touchesOwn(key string) bool {
 func (f *follower) apply(c subnet.Change) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	var release, owe []backend.Entry
-	var came, went []netip.Addr
 	deltas := f.mirror.Apply(time.Now(), c)
-	for _, d := range deltas {
-		release = append(release, f.planner.Peer(d.Before)...)
-		owe = append(owe, f.planner.Peer(d.After)...)
-		went = append(went, publicAddresses(f.subnet, d.Before)...)
-		came = append(came, publicAddresses(f.subnet, d.After)...)
-		f.log.Debug("peer changed", zap.Stringer("before", d.Before.Subnets), zap.Stringer("after", d.After.Subnets), zap.String("holder", d.After.Holder()))
-	}
 	unread := f.mirror.Unread()
 	another := !slices.Equal(unread, f.unread)
 	if another { // What is no longer kept goes only when it is known what is owed in its place.
 		f.keep(slices.Concat(f.unread, unread))
 	}
-	switch {
-	case !f.begun:
+	if f.begun {
+		f.tell(deltas)
+	} else {
 		f.tellAll()
-	default: // Also for the sake of the revision alone.
-		f.firewall.Update(nil, came)
-		f.loop.Update(f.mirror.Revision(), release, owe)
-		f.firewall.Update(went, nil)
 	}
 	if another {
 		f.keep(unread)

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"runtime/debug"
 	"sync"
 	"time"
 
@@ -393,11 +392,6 @@ func (n *Node) underlay(ctx context.Context, families []subnet.Family) (choice s
 	return choice, err
 }
 
-// calmAfter is when a start is over, and what it took beyond what stays, such as
-// the listing, is given back to the host: the collector by itself would keep
-// it for minutes.
-const calmAfter = 5 * time.Second
-
 // serve holds the lease and keeps the kernel as the store wants it.
 func (n *Node) serve(ctx context.Context, p prepared, lease subnet.Lease) error {
 	p.self.Subnets = lease.Subnets
@@ -464,11 +458,6 @@ func (n *Node) serve(ctx context.Context, p prepared, lease subnet.Lease) error 
 		}
 		n.log.Info("ready", zap.Stringer("subnets", lease.Subnets), zap.Int("mtu", mtu), zap.String("subnet_file", n.opts.SubnetFile))
 		close(n.ready)
-		select {
-		case <-ctx.Done():
-		case <-time.After(calmAfter):
-			debug.FreeOSMemory()
-		}
 		return nil
 	})
 	return group.Wait()

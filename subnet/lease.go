@@ -41,6 +41,16 @@ func (s Subnets) String() string {
 	return strings.Join(parts, ",")
 }
 
+// Overlaps tells whether both have a part of a network, in any family.
+func (s Subnets) Overlaps(o Subnets) bool {
+	for _, f := range Families {
+		if s[f].IsValid() && o[f].IsValid() && s[f].Overlaps(o[f]) {
+			return true
+		}
+	}
+	return false
+}
+
 // Lease is a node's hold on its subnets, together with what its peers need to
 // reach it.
 type Lease struct {

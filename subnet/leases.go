@@ -95,6 +95,14 @@ func (p *packedLease) set(l Lease) {
 	}
 }
 
+// is tells whether it is this lease.
+func (p *packedLease) is(l Lease) bool {
+	var o packedLease
+	o.set(l)
+	o.own, o.sound, o.peer = p.own, p.sound, p.peer
+	return *p == o
+}
+
 func (p *packedLease) lease() Lease {
 	l := Lease{
 		Subnets: p.key.subnets(), Node: p.node, Backend: p.backend.Value(), MTU: int(p.mtu), ID: p.id, Created: p.created, Modified: p.modified,

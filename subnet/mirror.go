@@ -3,6 +3,7 @@ package subnet
 import (
 	"cmp"
 	"fmt"
+	"iter"
 	"maps"
 	"slices"
 	"strings"
@@ -148,6 +149,8 @@ func (m *Mirror) back(s Subnets, l Lease, touched touched) {
 	if m.held(s) {
 		m.grace.count.Returned++
 		delete(m.grace.since, s)
+	} else if id, ok := m.leases.id(s); ok && m.leases.at(id).is(l) {
+		return // As nearly all are in a listing that is not the first.
 	}
 	m.set(s, l, touched)
 }
@@ -278,37 +281,43 @@ func (m *Mirror) peer(s Subnets) (Lease, bool) {
 	return m.leases.at(id).lease(), true
 }
 
-func (m *Mirror) deltas(touched touched) []Delta {
-	out := make([]Delta, 0, len(touched))
-	for _, key := range slices.SortedFunc(maps.Keys(touched), leaseKey.compare) {
-		s, was := key.subnets(), touched[key]
-		m.judge(s)
-		var before Lease
+// settle judges all that were touched anew.
+func (m *Mirror) settle(touched touched) {
+	for key, was := range touched {
 		if was != nil {
-			before = *was
 			m.peers--
 		}
-		after, is := m.peer(s)
-		if is {
+		if m.judge(key.subnets()) {
 			m.peers++
 		}
-		if !before.SameContent(after) {
+	}
+}
+
+func (m *Mirror) deltas(touched touched) []Delta {
+	m.settle(touched)
+	out := make([]Delta, 0, len(touched))
+	for _, key := range slices.SortedFunc(maps.Keys(touched), leaseKey.compare) {
+		var before Lease
+		if was := touched[key]; was != nil {
+			before = *was
+		}
+		if after, _ := m.peer(key.subnets()); !before.SameContent(after) {
 			out = append(out, Delta{Before: before, After: after})
 		}
 	}
 	return out
 }
 
-// judge notes whether the lease at s is a peer, or whether and why it is
-// refused. The node's own is a problem only where an older one has what it
+// judge notes whether the lease at s is a peer, which it returns, or whether and
+// why it is refused. The node's own is a problem only where an older one has what it
 // claims; a reservation that waits for its node is none.
-func (m *Mirror) judge(s Subnets) {
+func (m *Mirror) judge(s Subnets) (peer bool) {
 	if len(m.refused) > 0 {
 		delete(m.refused, s.Key())
 	}
 	id, ok := m.leases.id(s)
 	if !ok {
-		return
+		return false
 	}
 	at := m.leases.at(id)
 	err := m.rivalry(id)
@@ -318,6 +327,18 @@ func (m *Mirror) judge(s Subnets) {
 	at.peer = !at.own && err == nil
 	if err != nil && !(at.id == 0 && at.backend.Value() == "") {
 		m.refused[s.Key()] = err.Error()
+	}
+	return at.peer
+}
+
+// All visits all peers, in no order.
+func (m *Mirror) All() iter.Seq[Lease] {
+	return func(yield func(Lease) bool) {
+		for _, l := range m.leases.all() {
+			if l.peer && !yield(l.lease()) {
+				return
+			}
+		}
 	}
 }
 

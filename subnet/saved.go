@@ -88,5 +88,5 @@ func (m *Mirror) Restore(epoch string, revision int64, peers SavedPeers) {
 		}
 		m.set(p.Lease.Subnets, p.Lease, touched)
 	}
-	m.deltas(touched)
+	m.settle(touched)
 }

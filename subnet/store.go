@@ -72,19 +72,6 @@ type Listing struct {
 	Bad    []BadRecord
 }
 
-// Holds tells whether any record holds a part of the given subnets, in any
-// family. A record whose value cannot be read still holds what its key says.
-func (l Listing) Holds(s Subnets) bool {
-	for _, f := range Families {
-		for p := range heldPrefixes(f, l) {
-			if p.IsValid() && s[f].IsValid() && p.Overlaps(s[f]) {
-				return true
-			}
-		}
-	}
-	return false
-}
-
 // Change is one step in the store's life: all that one revision did to records,
 // a change of the config, or everything.
 type Change struct {

@@ -49,7 +49,9 @@ func (k *Kernel) Apply(ctx context.Context, ops []backend.Op) []error {
 		for _, i := range a.sent {
 			k.obstructed.note(ops[i], errs[i])
 		}
-		if k.events != nil { // Else a large Apply would fill its buffer.
+		// Else a large Apply would fill its buffer. Where there is doubt already,
+		// it may: only a dump tells then, and the kernel drops the rest at no cost.
+		if k.events != nil && !k.events.doubt {
 			k.events.drain(k)
 		}
 	}

@@ -7,9 +7,9 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
-	"runtime/debug"
 
 	"go.uber.org/zap"
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 	"golang.org/x/term"
 
@@ -40,25 +40,12 @@ func main() {
 		fmt.Println("ripstopd", settings.Version())
 		return
 	}
-	tuneMemory()
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM, unix.SIGINT)
 	err = run(ctx, c)
 	stop()
 	if err != nil {
 		fmt.Fprintf(os.Stderr, "ripstopd: %v\n", err)
 		os.Exit(exitFailed)
-	}
-}
-
-// gcPercent is what GOGC is where the environment does not say. The heap is large
-// only where there are many peers, hardly changes then, and is nearly free of
-// pointers: to collect it more often than usual costs little, and spares a half of
-// what garbage would take.
-const gcPercent = 40
-
-func tuneMemory() {
-	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(gcPercent)
 	}
 }
 
@@ -93,8 +80,14 @@ func run(ctx context.Context, c config) error {
 	node := network.New(c.node, store, store, k, k, log)
 	node.UseFirewall(filter)
 	node.UseSettings(host.NewKeeper(host.Proc{}, k, log))
-	err = node.Run(ctx)
-	if err == nil {
+	group, ctx := errgroup.WithContext(ctx)
+	settled, ended := context.WithCancel(ctx)
+	group.Go(func() error {
+		defer ended()
+		return node.Run(ctx)
+	})
+	group.Go(func() error { return settleMemory(settled, node.Ready()) })
+	if err = group.Wait(); err == nil {
 		log.Info("told to stop: lease, device, entries and rules stay as they are")
 	}
 	return err

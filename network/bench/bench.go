@@ -46,7 +46,7 @@ func (o *Options) complete() error {
 		o.Progress = func(string) {}
 	}
 	if o.pauses == (pauses{}) {
-		o.pauses = pauses{settle: 7 * time.Second, quiet: 3 * time.Second, idle: time.Minute}
+		o.pauses = pauses{settle: 12 * time.Second, quiet: 3 * time.Second, idle: time.Minute}
 		if o.Short {
 			o.pauses.idle = 5 * time.Second
 		}
@@ -62,6 +62,9 @@ type Result struct {
 	Began time.Time
 	Took  time.Duration
 	Sizes []Size
+	// Load is how many processes of others ran or waited for a processor when it
+	// began.
+	Load float64
 }
 
 // Size is what was found with one number of peers.
@@ -117,6 +120,7 @@ func Run(ctx context.Context, o Options) (r Result, err error) {
 	if err := o.complete(); err != nil {
 		return r, err
 	}
+	r.Load = load()
 	dir, err := os.MkdirTemp("", "ripstop-bench-")
 	if err != nil {
 		return r, fmt.Errorf("make a folder: %w", err)

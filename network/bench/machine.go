@@ -41,6 +41,16 @@ func processor() string {
 	return "processor"
 }
 
+// load is how many processes ran or waited for a processor, over a minute.
+func load() float64 {
+	var info unix.Sysinfo_t
+	if unix.Sysinfo(&info) != nil {
+		return 0
+	}
+	const one = 1 << 16 // SI_LOAD_SHIFT
+	return float64(info.Loads[0]) / one
+}
+
 // toolVersion is what ip says of its version, "" where there is none.
 func toolVersion() string {
 	out, err := exec.Command("ip", "-V").Output()

@@ -51,7 +51,7 @@ func (r Result) Page(out io.Writer, version, parts string) error {
 	if v := toolVersion(); v != "" {
 		w.line("- %s", v)
 	}
-	w.line("- the run took %s", r.Took.Round(time.Second))
+	w.line("- the run took %s; when it began, %.1f processes of others ran or waited for a processor", r.Took.Round(time.Second), r.Load)
 	w.line("")
 	w.line("![Time against the number of peers](%s)", picture)
 	w.line("")

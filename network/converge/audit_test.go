@@ -6,7 +6,9 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
 
+	"github.com/ripstop-net/ripstop/backend"
 	"github.com/ripstop-net/ripstop/backend/backendtest"
 )
 
@@ -66,4 +68,31 @@ func TestAuditNotesWhatItTook(t *testing.T) {
 	if l.auditTook <= 0 || !l.audit.After(time.Now()) {
 		t.Errorf("took %s, the next is %s", l.auditTook, l.audit)
 	}
+}
+
+// TestKernelIsReadBeforeTheWantIsKnown: a restart waits for the slower of store
+// and kernel, not for one after the other.
+func TestKernelIsReadBeforeTheWantIsKnown(t *testing.T) {
+	fake := backendtest.NewFake()
+	fake.Hand(func(s *backend.State) {
+		for _, e := range owed(2, 3) {
+			s.Put(e)
+		}
+	})
+	loop(t, fake, func(l *Loop, _ *observer.ObservedLogs) {
+		settle()
+		if n := fake.Dumps(); n != 1 {
+			t.Errorf("%d dumps before anything is wanted", n)
+		}
+		fake.Hand(func(s *backend.State) { s.Drop(peer(2)[3]) })
+		settle()
+		l.Update(1, nil, owed(2, 3))
+		settle()
+		if n := fake.Dumps(); n != 1 {
+			t.Errorf("%d dumps", n)
+		}
+		if ops := fake.Ops(); len(ops) != 1 || ops[0].Entry != peer(2)[3] {
+			t.Errorf("ops %v", ops)
+		}
+	})
 }

@@ -36,15 +36,17 @@ type pass struct {
 func (l *Loop) pass(ctx context.Context) {
 	p := &pass{Loop: l, now: time.Now(), look: map[backend.Entry]uint32{}, drifted: map[backend.Entry]struct{}{}, moved: map[string]bool{}}
 	changes, lost := l.kernel.Changes()
-	if !l.isTold() {
-		l.unread = start
-		return
-	}
 	switch {
 	case lost:
 		p.doubt()
 	case l.have != nil:
 		p.correct(changes)
+	}
+	if !l.isTold() {
+		if l.unread != none { // So that nothing waits for that when the want is known.
+			p.read(ctx)
+		}
+		return
 	}
 	if !p.read(ctx) {
 		return

@@ -41,7 +41,7 @@ type Firewall struct {
 	told, careful bool
 	// peers counts for each address who owes it; changed are the addresses of
 	// which that has changed since the last pass, and recheck says that it is all.
-	peers   map[netip.Addr]int
+	peers   *addresses
 	changed map[netip.Addr]struct{}
 	recheck bool
 	status  Status
@@ -50,7 +50,7 @@ type Firewall struct {
 	turn chan struct{}
 	conn *conn
 	// have mirrors the elements of the sets, nil if it is not known.
-	have map[netip.Addr]struct{}
+	have *addresses
 	// room is the size of the sets, 0 where there are none.
 	room uint32
 	// settled says that the table was as wanted once.
@@ -101,7 +101,7 @@ func open(ns *os.File, opts Options, log *zap.Logger) (*Firewall, error) {
 	}
 	f := &Firewall{
 		opts: opts, log: log, ns: ns, listenBuffer: listenerBuffer, kick: make(chan struct{}, 1), turn: make(chan struct{}, 1),
-		peers: map[netip.Addr]int{}, changed: map[netip.Addr]struct{}{}, said: map[string]bool{},
+		peers: newAddresses(), changed: map[netip.Addr]struct{}{}, said: map[string]bool{},
 	}
 	f.turn <- struct{}{}
 	return f, nil
@@ -139,10 +139,13 @@ func (f *Firewall) Update(release, owe []netip.Addr) {
 	f.mu.Lock()
 	first := !f.told
 	f.told = true
+	f.recheck = f.recheck || first // All is new, so nothing need be noted one by one.
 	for _, a := range owe {
 		if f.has(a) {
-			f.peers[a]++
-			f.changed[a] = struct{}{}
+			f.peers.set(a, f.peers.count(a)+1)
+			if !first {
+				f.changed[a] = struct{}{}
+			}
 		}
 	}
 	for _, a := range release {
@@ -150,11 +153,11 @@ func (f *Firewall) Update(release, owe []netip.Addr) {
 			continue
 		}
 		f.changed[a] = struct{}{}
-		if f.peers[a]--; f.peers[a] <= 0 {
-			delete(f.peers, a)
+		if n := f.peers.count(a); n > 0 {
+			f.peers.set(a, n-1)
 		}
 	}
-	f.status.Peers = len(f.peers)
+	f.status.Peers = f.peers.len()
 	guarding := f.opts.Guard && f.begun && f.network.Port != 0
 	f.mu.Unlock()
 	defer f.wake()
@@ -169,7 +172,7 @@ func (f *Firewall) Update(release, owe []netip.Addr) {
 	}
 	var fresh []netip.Addr
 	for _, a := range owe {
-		if _, ok := f.have[a]; !ok && f.has(a) {
+		if !f.have.has(a) && f.has(a) {
 			fresh = append(fresh, a)
 		}
 	}
@@ -182,7 +185,7 @@ func (f *Firewall) Update(release, owe []netip.Addr) {
 func (f *Firewall) crowded() bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return len(f.peers) > int(f.room)
+	return f.peers.len() > int(f.room)
 }
 
 // SetCareful tells whether peers may be missing among those that are known. Then

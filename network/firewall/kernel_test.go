@@ -152,7 +152,7 @@ func TestWriteAndReadBack(t *testing.T) {
 	if got := f.Status(t.Context()); got.Writes != first.Writes {
 		t.Errorf("the same a second time: %+v", got)
 	}
-	if got := outside(t, ns).must(t); len(got.peers) != 4 {
+	if got := outside(t, ns).must(t); got.peers.len() != 4 {
 		t.Errorf("in the sets: %v", got.peers)
 	}
 }
@@ -164,16 +164,16 @@ func TestLoad(t *testing.T) {
 		if s := f.Status(t.Context()); s.Err != nil {
 			t.Fatal(s.Err)
 		}
-		if got := len(outside(t, ns).must(t).peers); got != n {
+		if got := outside(t, ns).must(t).peers.len(); got != n {
 			t.Errorf("%d of %d peers are in the set", got, n)
 		}
 		f.Update(addrs(0, n-1), nil)
 		f.passNow(t)
-		if got := len(outside(t, ns).must(t).peers); got != 1 {
+		if got := outside(t, ns).must(t).peers.len(); got != 1 {
 			t.Errorf("%d peers are in the set, want 1", got)
 		}
 		f.Update(nil, addrs(0, n-1))
-		if got := len(outside(t, ns).must(t).peers); got != n {
+		if got := outside(t, ns).must(t).peers.len(); got != n {
 			t.Errorf("added later: %d of %d peers are in the set", got, n)
 		}
 	}
@@ -185,24 +185,24 @@ func TestPeersAreCounted(t *testing.T) {
 	two := addrs(0, 2)
 	f.Update(nil, []netip.Addr{two[0], two[1], two[0]})
 	running(t, f)
-	if got := c.must(t).peers; len(got) != 2 {
+	if got := c.must(t).peers; got.len() != 2 {
 		t.Errorf("in the set at once: %v", got)
 	}
 	f.Update(two[:1], nil)
 	f.Update(two[1:], nil)
-	eventually(t, time.Second, "the peer that nobody owes is out", func() bool { return len(c.must(t).peers) == 1 })
-	if _, ok := c.must(t).peers[two[0]]; !ok {
+	eventually(t, time.Second, "the peer that nobody owes is out", func() bool { return c.must(t).peers.len() == 1 })
+	if !c.must(t).peers.has(two[0]) {
 		t.Error("the peer that one still owes is out")
 	}
 	f.SetCareful(true)
 	f.Update(two[:1], nil)
 	f.passNow(t)
 	f.Update(nil, two[1:])
-	if got := c.must(t).peers; len(got) != 2 {
+	if got := c.must(t).peers; got.len() != 2 {
 		t.Errorf("while peers may be missing: %v", got)
 	}
 	f.SetCareful(false)
-	eventually(t, time.Second, "what is not owed is out", func() bool { return len(c.must(t).peers) == 1 })
+	eventually(t, time.Second, "what is not owed is out", func() bool { return c.must(t).peers.len() == 1 })
 }
 
 // What another hand does to our table is undone, at once.
@@ -246,7 +246,7 @@ func TestHeals(t *testing.T) {
 			// A pass may be at work on what came before: the count tells.
 			eventually(t, 5*time.Second, "it is mended", func() bool {
 				now := c.must(t)
-				return slices.Equal(now.skeleton, whole.skeleton) && len(now.peers) == len(whole.peers) && f.Status(t.Context()).Heals > before.Heals
+				return slices.Equal(now.skeleton, whole.skeleton) && now.peers.len() == whole.peers.len() && f.Status(t.Context()).Heals > before.Heals
 			})
 			took = append(took, time.Since(began))
 			t.Logf("mended after %s", took[len(took)-1])

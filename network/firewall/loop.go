@@ -3,7 +3,6 @@ package firewall
 import (
 	"context"
 	"errors"
-	"maps"
 	"math/rand/v2"
 	"net/netip"
 	"slices"
@@ -193,12 +192,12 @@ type wish struct {
 func (f *Firewall) wishes(whole bool) (w wish) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	w.whole, w.careful, w.count = whole || f.recheck || len(f.peers) > int(f.room), f.careful, len(f.peers)
+	w.whole, w.careful, w.count = whole || f.recheck || f.peers.len() > int(f.room), f.careful, f.peers.len()
 	if w.whole {
-		w.peers = slices.Collect(maps.Keys(f.peers))
+		w.peers = slices.Collect(f.peers.all())
 	} else {
 		for a := range f.changed {
-			if f.peers[a] > 0 {
+			if f.peers.has(a) {
 				w.peers = append(w.peers, a)
 			} else {
 				w.gone = append(w.gone, a)
@@ -206,7 +205,7 @@ func (f *Firewall) wishes(whole bool) (w wish) {
 		}
 	}
 	f.recheck = false
-	clear(f.changed)
+	f.changed = map[netip.Addr]struct{}{} // A map does not shrink.
 	return w
 }
 
@@ -221,7 +220,7 @@ func (f *Firewall) keepOwn(c *conn, n Network, w wish, doubt bool, hand string) 
 		if err != nil {
 			return err
 		}
-		healed = was && !grown && (wrote || before != nil && !maps.Equal(before, f.have))
+		healed = was && !grown && (wrote || before != nil && !before.equal(f.have))
 	}
 	if f.room == 0 {
 		f.have = nil
@@ -242,7 +241,7 @@ func (f *Firewall) settle(c *conn, n Network, w wish) (wrote bool, err error) {
 	}
 	want := Plan(f.opts, n, w.count)
 	if w.careful { // There may be more in it.
-		want = Plan(f.opts, n, w.count+len(have.peers))
+		want = Plan(f.opts, n, w.count+have.peers.len())
 	}
 	want.widen(have.size)
 	if !slices.Equal(have.skeleton, want.skeleton()) {
@@ -256,7 +255,7 @@ func (f *Firewall) settle(c *conn, n Network, w wish) (wrote bool, err error) {
 		}
 		wrote = true
 		f.note(func(s *Status) { s.Writes++ })
-		have = own{peers: make(map[netip.Addr]struct{}, len(peers))}
+		have = own{peers: newAddresses()}
 		if err := c.readSets(&have); err != nil {
 			return false, err
 		}
@@ -264,7 +263,7 @@ func (f *Firewall) settle(c *conn, n Network, w wish) (wrote bool, err error) {
 			return false, errShortSet
 		}
 		if !f.settled {
-			f.log.Info("firewall rules written", zap.Int("rules", want.rules()), zap.Int("peers", len(have.peers)))
+			f.log.Info("firewall rules written", zap.Int("rules", want.rules()), zap.Int("peers", have.peers.len()))
 		}
 	}
 	f.have, f.settled, f.room = have.peers, true, 0
@@ -288,23 +287,23 @@ func (r Ruleset) widen(size uint32) {
 func (f *Firewall) matchPeers(c *conn, w wish) error {
 	var add, remove []netip.Addr
 	for _, a := range w.peers {
-		if _, ok := f.have[a]; !ok {
+		if !f.have.has(a) {
 			add = append(add, a)
 		}
 	}
-	if w.whole && len(f.have)+len(add) > len(w.peers) {
-		wanted := make(map[netip.Addr]struct{}, len(w.peers))
+	if w.whole && f.have.len()+len(add) > len(w.peers) {
+		wanted := newAddresses()
 		for _, a := range w.peers {
-			wanted[a] = struct{}{}
+			wanted.set(a, 1)
 		}
-		for a := range f.have {
-			if _, ok := wanted[a]; !ok {
+		for a := range f.have.all() {
+			if !wanted.has(a) {
 				remove = append(remove, a)
 			}
 		}
 	}
 	for _, a := range w.gone {
-		if _, ok := f.have[a]; ok {
+		if f.have.has(a) {
 			remove = append(remove, a)
 		}
 	}
@@ -320,7 +319,7 @@ func (f *Firewall) matchPeers(c *conn, w wish) error {
 	if len(add) <= mostElements {
 		return nil
 	}
-	have := own{peers: make(map[netip.Addr]struct{}, len(f.have))}
+	have := own{peers: newAddresses()}
 	err := c.readSets(&have)
 	if err == nil && missing(add, have.peers) {
 		err = errShortSet
@@ -335,27 +334,30 @@ func (f *Firewall) changePeers(c *conn, add, remove []netip.Addr) error {
 	}
 	f.note(func(s *Status) { s.Writes++ })
 	for _, a := range add {
-		f.have[a] = struct{}{}
+		f.have.set(a, 1)
 	}
 	for _, a := range remove {
-		delete(f.have, a)
+		f.have.set(a, 0)
 	}
 	return nil
 }
 
-func union(a []netip.Addr, b map[netip.Addr]struct{}) []netip.Addr {
-	all := maps.Clone(b)
+func union(a []netip.Addr, b *addresses) []netip.Addr {
+	all := slices.Clone(a)
+	mine := newAddresses()
 	for _, x := range a {
-		all[x] = struct{}{}
+		mine.set(x, 1)
 	}
-	return slices.Collect(maps.Keys(all))
+	for x := range b.all() {
+		if !mine.has(x) {
+			all = append(all, x)
+		}
+	}
+	return all
 }
 
-func missing(want []netip.Addr, have map[netip.Addr]struct{}) bool {
-	return slices.ContainsFunc(want, func(a netip.Addr) bool {
-		_, ok := have[a]
-		return !ok
-	})
+func missing(want []netip.Addr, have *addresses) bool {
+	return slices.ContainsFunc(want, func(a netip.Addr) bool { return !have.has(a) })
 }
 
 func (r Ruleset) rules() int {

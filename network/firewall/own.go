@@ -30,7 +30,7 @@ type own struct {
 	skeleton []string
 	// peers are the elements of the sets, dropped the packets that the guard
 	// counted.
-	peers   map[netip.Addr]struct{}
+	peers   *addresses
 	size    uint32 // Of the sets.
 	dropped nftables.CounterObj
 }
@@ -42,7 +42,7 @@ var hookNames = map[nftables.ChainHook]string{
 
 // readOwn reads our table.
 func (c *conn) readOwn() (own, error) {
-	o := own{peers: map[netip.Addr]struct{}{}}
+	o := own{peers: newAddresses()}
 	tables, err := c.nft.ListTablesOfFamily(nftables.TableFamilyINet)
 	if err != nil {
 		return o, fmt.Errorf("list tables: %w", err)
@@ -243,7 +243,7 @@ type expression struct {
 
 // readPeers reads the elements of a set of ours. The library's way takes ten
 // times the memory.
-func (c *conn) readPeers(set string, into map[netip.Addr]struct{}) error {
+func (c *conn) readPeers(set string, into *addresses) error {
 	answers, err := c.dump(unix.NFT_MSG_GETSETELEM, unix.NFPROTO_INET, TableName, set)
 	if err != nil {
 		return err

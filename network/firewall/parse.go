@@ -67,7 +67,7 @@ func parseRule(family byte, data []byte) (r rule, err error) {
 }
 
 // parseElements reads the addresses in a part of a set (nf_tables_dump_set).
-func parseElements(data []byte, into map[netip.Addr]struct{}) error {
+func parseElements(data []byte, into *addresses) error {
 	d, err := decoder(data)
 	if err != nil {
 		return err
@@ -80,7 +80,7 @@ func parseElements(data []byte, into map[netip.Addr]struct{}) error {
 			for list.Next() {
 				// One element: its key comes first, and is a value.
 				if a, ok := firstKey(list.Bytes()); ok {
-					into[a] = struct{}{}
+					into.set(a, 1)
 				}
 			}
 			return nil

@@ -70,7 +70,7 @@ func TestRefusedIsToldAndTriedAgain(t *testing.T) {
 	other.close()
 	c := outside(t, ns)
 	eventually(t, 10*time.Second, "the table is there with the peers of now", func() bool {
-		return len(c.must(t).peers) == 3 && f.Status(t.Context()).Err == nil
+		return c.must(t).peers.len() == 3 && f.Status(t.Context()).Err == nil
 	})
 	if n := logs.FilterMessageSnippet("right again").Len(); n != 1 {
 		t.Errorf("said %d times that it is right again", n)

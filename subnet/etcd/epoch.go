@@ -55,7 +55,7 @@ func (s *Store) listEpoch(ctx context.Context) (subnet.Listing, error) {
 	// Whoever is first wins.
 	if _, err := s.commit(ctx,
 		[]clientv3.Cmp{clientv3.Compare(clientv3.CreateRevision(s.epochKey()), "=", 0)},
-		clientv3.OpPut(s.epochKey(), rand.Text())); err != nil {
+		[]clientv3.Op{clientv3.OpPut(s.epochKey(), rand.Text())}); err != nil {
 		return subnet.Listing{}, fmt.Errorf("write %s: %w", s.epochKey(), s.explain(ctx, err))
 	}
 	return s.List(ctx)

@@ -24,6 +24,7 @@ const maxRenewInterval = time.Hour
 // holder keeps one lease.
 type holder struct {
 	s    *Store
+	of   subnet.Subnets
 	key  string
 	node string
 
@@ -51,7 +52,7 @@ func (s *Store) Hold(ctx context.Context, l subnet.Lease, alive func(until time.
 	}
 	id := clientv3.LeaseID(l.ID)
 	defer s.held.add(heldRecord{s.recordKey(l.Subnets), l.Created})()
-	h := &holder{s: s, key: s.recordKey(l.Subnets), node: l.Node, id: id, own: map[clientv3.LeaseID]bool{id: true}}
+	h := &holder{s: s, of: l.Subnets, key: s.recordKey(l.Subnets), node: l.Node, id: id, own: map[clientv3.LeaseID]bool{id: true}}
 	g, ctx := errgroup.WithContext(ctx)
 	if !l.Reservation() {
 		g.Go(func() error { return h.renew(ctx, alive) })
@@ -222,7 +223,7 @@ func (h *holder) move(ctx context.Context, granted int64) (int64, error) {
 	resp, err := h.s.client.Txn(rctx).If(
 		clientv3.Compare(clientv3.ModRevision(h.key), "=", kv.ModRevision),
 		clientv3.Compare(clientv3.LeaseValue(h.key), "=", int64(id)),
-	).Then(clientv3.OpPut(h.key, string(kv.Value), clientv3.WithLease(next))).Commit()
+	).Then(h.s.recordPuts(h.of, string(kv.Value), next)...).Commit()
 	switch {
 	case errors.Is(err, rpctypes.ErrLeaseNotFound): // The new one ran out before it was used.
 		h.dropNext()

@@ -75,10 +75,11 @@ func (s *Store) firstPage(ctx context.Context, end string) (kvs []*mvccpb.KeyVal
 	return page.Kvs, l, page.More, nil
 }
 
-func (s *Store) nextPage(ctx context.Context, from, end string, rev int64) (kvs []*mvccpb.KeyValue, more bool, err error) {
+func (s *Store) nextPage(ctx context.Context, from, end string, rev int64, opts ...clientv3.OpOption) (kvs []*mvccpb.KeyValue, more bool, err error) {
 	ctx, cancel := s.limited(ctx)
 	defer cancel()
-	page, err := s.client.Get(ctx, from, clientv3.WithRange(end), clientv3.WithLimit(s.pageSize), clientv3.WithRev(rev))
+	opts = append(opts, clientv3.WithRange(end), clientv3.WithLimit(s.pageSize), clientv3.WithRev(rev))
+	page, err := s.client.Get(ctx, from, opts...)
 	if err != nil {
 		return nil, false, err
 	}

@@ -41,7 +41,7 @@ func (s *Store) releaseOnce(ctx context.Context, l subnet.Lease) error {
 	}
 	resp, err := s.commit(ctx, []clientv3.Cmp{
 		clientv3.Compare(clientv3.ModRevision(h.key), "=", kv.ModRevision),
-	}, clientv3.OpDelete(h.key))
+	}, []clientv3.Op{clientv3.OpDelete(h.key)})
 	switch {
 	case err != nil:
 		return err

@@ -41,12 +41,12 @@ func (s *Store) create(ctx context.Context, l subnet.Lease) (subnet.Lease, error
 		four, _, _ := strings.Cut(key, "&")
 		free = append(free, clientv3.Compare(clientv3.CreateRevision(four), "=", 0).WithPrefix())
 	}
-	put := clientv3.OpPut(key, string(l.Record()), clientv3.WithLease(id))
+	puts := s.recordPuts(l.Subnets, string(l.Record()), id)
 	var resp *clientv3.TxnResponse
 	if l.Subnets[subnet.V6].IsValid() {
-		resp, err = s.createInTurn(ctx, l, free, put)
+		resp, err = s.createWithMark(ctx, l.Subnets, free, puts)
 	} else {
-		resp, err = s.commit(ctx, free, put)
+		resp, err = s.commit(ctx, free, puts)
 	}
 	if err == nil && !resp.Succeeded {
 		err = subnet.ErrConflict
@@ -82,14 +82,13 @@ func (s *Store) rewrite(ctx context.Context, l subnet.Lease) (subnet.Lease, erro
 // on the lease l.ID. etcd looks whether the lease is there only where it writes.
 func (s *Store) put(ctx context.Context, l subnet.Lease, on clientv3.LeaseID) (subnet.Lease, error) {
 	key := s.recordKey(l.Subnets)
-	opts := []clientv3.OpOption{clientv3.WithPrevKV(), clientv3.WithLease(on)}
 	ctx, cancel := s.limited(ctx)
 	defer cancel()
 	resp, err := s.client.Txn(ctx).If(
 		clientv3.Compare(clientv3.ModRevision(key), "=", l.Modified),
 		// A wrong ID must not move a record to another lease, nor off its own.
 		clientv3.Compare(clientv3.LeaseValue(key), "=", l.ID),
-	).Then(clientv3.OpPut(key, string(l.Record()), opts...)).Commit()
+	).Then(s.recordPuts(l.Subnets, string(l.Record()), on, clientv3.WithPrevKV())...).Commit()
 	switch {
 	case err != nil:
 		return l, err
@@ -134,10 +133,10 @@ func (s *Store) revoke(ctx context.Context, id clientv3.LeaseID) {
 	_, _ = s.client.Revoke(limited, id)
 }
 
-func (s *Store) commit(ctx context.Context, when []clientv3.Cmp, then clientv3.Op) (*clientv3.TxnResponse, error) {
+func (s *Store) commit(ctx context.Context, when []clientv3.Cmp, then []clientv3.Op, otherwise ...clientv3.Op) (*clientv3.TxnResponse, error) {
 	ctx, cancel := s.limited(ctx)
 	defer cancel()
-	return s.client.Txn(ctx).If(when...).Then(then).Commit()
+	return s.client.Txn(ctx).If(when...).Then(then...).Else(otherwise...).Commit()
 }
 
 // Config reads the network's config as written and the revision of its last
@@ -161,7 +160,7 @@ func (s *Store) Config(ctx context.Context) (value []byte, modified int64, err e
 func (s *Store) SetConfig(ctx context.Context, value []byte, modified int64) error {
 	resp, err := s.commit(ctx,
 		[]clientv3.Cmp{clientv3.Compare(clientv3.ModRevision(s.configKey()), "=", modified)},
-		clientv3.OpPut(s.configKey(), string(value)))
+		[]clientv3.Op{clientv3.OpPut(s.configKey(), string(value))})
 	if err == nil && !resp.Succeeded {
 		err = subnet.ErrConflict
 	}

@@ -75,6 +75,17 @@ func (m *Memory) List(ctx context.Context) (subnet.Listing, error) {
 	return m.list(), nil
 }
 
+// holds tells whether any record's key holds a part of the given subnets, whether
+// its value can be read or not.
+func (m *Memory) holds(of subnet.Subnets) bool {
+	for key := range m.records {
+		if other, err := subnet.ParseKey(key); err == nil && other.Overlaps(of) {
+			return true
+		}
+	}
+	return false
+}
+
 // check tells why a call cannot be answered.
 func (m *Memory) check(ctx context.Context) error {
 	switch {
@@ -115,7 +126,7 @@ func (m *Memory) Write(ctx context.Context, l subnet.Lease) (subnet.Lease, error
 	old, there := m.records[key]
 	switch {
 	case err != nil:
-	case l.Modified == 0 && m.list().Holds(l.Subnets),
+	case l.Modified == 0 && m.holds(l.Subnets),
 		l.Modified != 0 && (!there || old.modified != l.Modified || old.lease != l.ID):
 		err = subnet.ErrConflict
 	}

@@ -59,7 +59,7 @@ const (
 // Signs of life of the loop: asked for each beatEvery, and missed after
 // beatMissed. A pass over 60,000 peers takes a second or two.
 const (
-	beatEvery  = time.Second
+	beatEvery  = 5 * time.Second
 	beatMissed = 30 * time.Second
 	// startEvery is beatEvery until the node is ready: who waits for that is to
 	// know at once.
