@@ -1,7 +1,7 @@
 // Package kernel is the [backend.Kernel] of Linux, over netlink.
 //
 // It needs Linux 5.3 or later (nexthop objects) with VXLAN, and CAP_NET_ADMIN;
-// [Kernel.Preflight] tells what is missing.
+// [Kernel.Preflight] and [Kernel.CanTunnel] tell what is missing.
 package kernel
 
 import (
