@@ -53,13 +53,13 @@ func (k *Kernel) Advertised(ctx context.Context) ([]string, error) {
 		return nil, err
 	}
 	defer release()
-	routes, err := k.mainRoutes(ctx, unix.AF_INET6)
+	table, err := k.mainTable(ctx, unix.AF_INET6)
 	if err != nil {
 		return nil, fmt.Errorf("dump routes: %w", err)
 	}
 	var out []string
-	for _, r := range routes {
-		if r.dst.Bits() != 0 || r.protocol != unix.RTPROT_RA {
+	for _, r := range table.defaults {
+		if r.protocol != unix.RTPROT_RA {
 			continue
 		}
 		for _, index := range r.devices() {

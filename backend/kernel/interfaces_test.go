@@ -1,6 +1,7 @@
 package kernel
 
 import (
+	"errors"
 	"net"
 	"net/netip"
 	"reflect"
@@ -8,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/ripstop-net/ripstop/backend"
 	"github.com/ripstop-net/ripstop/backend/kernel/kerneltest"
@@ -113,6 +115,38 @@ func TestInterfaces(t *testing.T) {
 		slices.SortFunc(want.OnLink, netip.Prefix.Compare)
 		if !reflect.DeepEqual(by[want.Name], want) {
 			t.Errorf("have %+v\nwant %+v", by[want.Name], want)
+		}
+	}
+}
+
+// TestOnLinkInALargeTable: what is aside is heeded also where the main table has
+// more routes than are kept.
+func TestOnLinkInALargeTable(t *testing.T) {
+	ns := kerneltest.Namespace(t)
+	k := openAt(t, ns)
+	kerneltest.Do(t, ns, func() error {
+		br := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "br0"}}
+		err := errors.Join(netlink.LinkAdd(br), netlink.LinkSetUp(br), netlink.AddrAdd(br, &netlink.Addr{IPNet: ipNet(netip.MustParsePrefix("203.0.113.1/24"))}),
+			netlink.RouteAdd(&netlink.Route{Dst: ipNet(netip.MustParsePrefix("203.0.113.128/25")), LinkIndex: br.Index, Gw: net.IP{203, 0, 113, 9}}))
+		h, failed := netlink.NewHandle()
+		if err = errors.Join(err, failed); err != nil {
+			return err
+		}
+		defer h.Close()
+		a := netip.MustParseAddr("198.18.0.0")
+		for range mostAside + 1 {
+			err = errors.Join(err, h.RouteAdd(&netlink.Route{Dst: ipNet(netip.PrefixFrom(a, 32)), Type: unix.RTN_BLACKHOLE}))
+			a = a.Next()
+		}
+		return err
+	})
+	got, err := k.Interfaces(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, i := range got {
+		if i.Name == "br0" && !slices.Equal(i.OnLink, prefixes("203.0.113.0/25")) {
+			t.Errorf("on the link are %v", i.OnLink)
 		}
 	}
 }

@@ -8,43 +8,74 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// onLink lists what is on the link of each device by its number, given the routes
-// of the main table that lead to links themselves. The table is read again for
-// what it leads elsewhere inside these, so that of a table with all of the
-// Internet's routes little is kept.
-func (k *Kernel) onLink(ctx context.Context, routes []routeMessage) (map[int][]netip.Prefix, error) {
-	var links []routeMessage
-	for _, r := range routes {
-		if r.connected() {
-			links = append(links, r)
+// mainTable is what of a family's main table says where interfaces lead. What is
+// ours is left out.
+type mainTable struct {
+	// defaults are the unicast default routes, links those that lead to links
+	// themselves, and aside others that may take some of their addresses.
+	defaults, links, aside []routeMessage
+}
+
+// mostAside is how many routes are kept before it is known whether they matter.
+const mostAside = 4096
+
+// mainTable reads it. What matters aside is known when all links are: of a table
+// with all of the Internet's routes little is kept, and it is read twice.
+func (k *Kernel) mainTable(ctx context.Context, family uint8) (t mainTable, err error) {
+	whole := true
+	err = k.dumpMain(ctx, family, func() { t, whole = mainTable{}, true }, func(r routeMessage) {
+		switch {
+		case r.dst.Bits() == 0 && r.typ == unix.RTN_UNICAST:
+			t.defaults = append(t.defaults, r)
+		case r.connected():
+			t.links = append(t.links, r)
+		case r.dst.Bits() == 0:
+		case len(t.aside) < mostAside:
+			t.aside = append(t.aside, r)
+		default:
+			whole = false
 		}
-	}
-	var aside []routeMessage
-	for _, family := range []uint8{unix.AF_INET, unix.AF_INET6} {
-		found, err := collect(ctx, k, func(w *builder, seq uint32) {
-			h := w.begin(unix.RTM_GETROUTE, unix.NLM_F_DUMP, seq, sizeRouteMessage)
-			h[0], h[4] = family, unix.RT_TABLE_MAIN
-		}, func(m message) (routeMessage, bool) {
-			r, ok := parseRoute(m.body)
-			ok = ok && r.table == unix.RT_TABLE_MAIN && r.protocol != Protocol && r.tos == 0 && r.flags&(unix.RTM_F_CLONED|unix.RTNH_F_DEAD) == 0 &&
-				slices.ContainsFunc(links, func(l routeMessage) bool { return l.overruledBy(r) })
-			r.multipath = nil // The buffer is used again.
-			return r, ok
+	})
+	if err == nil && !whole {
+		err = k.dumpMain(ctx, family, func() { t.aside = nil }, func(r routeMessage) {
+			if slices.ContainsFunc(t.links, func(l routeMessage) bool { return l.overruledBy(r) }) {
+				t.aside = append(t.aside, r)
+			}
 		})
-		if err != nil {
-			return nil, err
-		}
-		aside = append(aside, found...)
 	}
-	by := map[int][]netip.Prefix{}
-	for _, l := range links {
-		for _, p := range l.less(aside) {
+	return t, err
+}
+
+// dumpMain reads the routes of a family's main table but ours, by which packets may
+// go. The kernel filters by table only. begin is called at each try.
+func (k *Kernel) dumpMain(ctx context.Context, family uint8, begin func(), each func(routeMessage)) error {
+	_, err := collect(ctx, k, func(w *builder, seq uint32) {
+		begin()
+		h := w.begin(unix.RTM_GETROUTE, unix.NLM_F_DUMP, seq, sizeRouteMessage)
+		h[0], h[4] = family, unix.RT_TABLE_MAIN
+	}, func(m message) (none struct{}, keep bool) {
+		if len(m.body) < sizeRouteMessage || m.body[5] == Protocol { // Of ours there may be many.
+			return none, false
+		}
+		r, ok := parseRoute(m.body)
+		if ok && r.table == unix.RT_TABLE_MAIN && r.flags&(unix.RTM_F_CLONED|unix.RTNH_F_DEAD) == 0 {
+			r.multipath = slices.Clone(r.multipath) // The buffer is used again.
+			each(r)
+		}
+		return none, false
+	})
+	return err
+}
+
+// onLink adds what is on the link of each device, by its number.
+func (t mainTable) onLink(by map[int][]netip.Prefix) {
+	for _, l := range t.links {
+		for _, p := range l.less(slices.Concat(t.aside, t.links)) {
 			if !slices.Contains(by[l.out], p) {
 				by[l.out] = append(by[l.out], p)
 			}
 		}
 	}
-	return by, nil
 }
 
 // overruledBy tells whether another route takes some of the addresses of one that
@@ -54,6 +85,8 @@ func (k *Kernel) onLink(ctx context.Context, routes []routeMessage) (map[int][]n
 func (r routeMessage) overruledBy(other routeMessage) bool {
 	elsewhere := !other.connected()
 	switch {
+	case other.tos != 0: // It is for some packets only.
+		return false
 	case other.dst == r.dst:
 		return elsewhere && other.metric < r.metric
 	case other.dst.Bits() <= r.dst.Bits() || !r.dst.Contains(other.dst.Addr()):

@@ -52,20 +52,11 @@ func (k *Kernel) Survey(ctx context.Context, networks []netip.Prefix) (backend.S
 		s.Addresses = append(s.Addresses, backend.HostAddress{Prefix: a.prefix, Dev: names[a.index], Ours: ours(a.index)})
 	}
 	for _, family := range []uint8{unix.AF_INET, unix.AF_INET6} {
-		kept := 0
-		routes, err := collect(ctx, k, func(w *builder, seq uint32) {
-			kept = 0 // Of an earlier try.
-			h := w.begin(unix.RTM_GETROUTE, unix.NLM_F_DUMP, seq, sizeRouteMessage)
-			h[0], h[4] = family, unix.RT_TABLE_MAIN
-		}, func(m message) (routeMessage, bool) {
-			r, ok := parseRoute(m.body)
-			ok = ok && r.table == unix.RT_TABLE_MAIN && r.protocol != Protocol && r.flags&unix.RTM_F_CLONED == 0 &&
-				r.dst.Bits() > 0 && within(r.dst) && !slices.ContainsFunc(r.devices(), ours)
-			if ok {
-				kept++
+		var routes []routeMessage
+		err := k.dumpMain(ctx, family, func() { routes = nil }, func(r routeMessage) {
+			if r.dst.Bits() > 0 && within(r.dst) && len(routes) < mostSurveyed && !slices.ContainsFunc(r.devices(), ours) {
+				routes = append(routes, r)
 			}
-			r.multipath = slices.Clone(r.multipath) // The buffer is used again.
-			return r, ok && kept <= mostSurveyed
 		})
 		if err != nil {
 			return s, fmt.Errorf("dump routes: %w", err)
