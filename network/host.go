@@ -8,9 +8,19 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/ripstop-net/ripstop/backend"
 	"github.com/ripstop-net/ripstop/network/host"
 	"github.com/ripstop-net/ripstop/subnet"
 )
+
+// Ground is what a network is to be on.
+type Ground interface {
+	// CanTunnel tells what is missing for a tunnel.
+	CanTunnel(ctx context.Context) error
+	// Survey tells what the host has of its own that may be in the way of a network
+	// of the given address spaces.
+	Survey(ctx context.Context, networks []netip.Prefix) (backend.Survey, error)
+}
 
 // Settings sees to those settings of the host without which pods cannot talk.
 type Settings interface {

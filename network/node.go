@@ -63,13 +63,9 @@ const DefaultAuditEvery = converge.DefaultAuditEvery
 
 // Host is what a node asks of its host before it changes anything.
 type Host interface {
+	Ground
 	// Preflight tells what is missing for the work: a right or a feature.
-	// CanTunnel does so for a tunnel.
 	Preflight(ctx context.Context) error
-	CanTunnel(ctx context.Context) error
-	// Survey tells what the host has of its own that may be in the way of a network
-	// of the given address spaces.
-	Survey(ctx context.Context, networks []netip.Prefix) (backend.Survey, error)
 	// Interfaces lists the host's network interfaces.
 	Interfaces(ctx context.Context) ([]backend.Interface, error)
 }
