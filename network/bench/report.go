@@ -81,6 +81,22 @@ func (r Result) Page(out io.Writer, version, parts string) error {
 	w.line("- *Wanting all* and *wanting nothing* are the daemon's own code without etcd: the difference from nothing to all")
 	w.line("  entries and its execution, and back.")
 	w.line("- Memory is resident memory (VmRSS) with the program's own pages, 1 MB = 1,000,000 bytes.")
+	w.line("")
+	w.line("## Throughput")
+	w.line("")
+	w.line("One TCP connection between two hosts of this machine, whose two processors do all the work, also that")
+	w.line("of the wire; %d turns of each way, one after another. MTU 1500 between hosts, 1450 in the tunnel.", len(r.Throughput.Tunnel))
+	w.line("")
+	w.line("| way | Gb/s |")
+	w.line("|---|--:|")
+	for _, of := range []struct {
+		name string
+		took Sample
+	}{
+		{"host to host", r.Throughput.Underlay}, {"pod to pod by a direct route", r.Throughput.Direct}, {"pod to pod over the tunnel", r.Throughput.Tunnel},
+	} {
+		w.line("| %s | %.1f ±%.0f %% |", of.name, perSecond(of.took)/1e9, 50*of.took.Spread())
+	}
 	if parts != "" {
 		w.line("")
 		w.line("## Parts")
@@ -93,6 +109,9 @@ func (r Result) Page(out io.Writer, version, parts string) error {
 	}
 	return w.err
 }
+
+// perSecond is the rate in bits a second of what takes so long for a gigabyte.
+func perSecond(gigabyte Sample) float64 { return 8e9 / gigabyte.Median().Seconds() }
 
 // row is one line of the table. Its value may be empty.
 type row struct {
