@@ -130,8 +130,6 @@ func Run(ctx context.Context, o Options) (r Result, err error) {
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 	l, err := lab.Start(ctx, lab.Options{
 		Nodes: 1, Mode: lab.IPv4, Dir: dir, Daemon: o.Daemon, Config: networkConfig,
-		// A burst of leaves among few peers is meant.
-		DaemonArgs: []string{"--peer-grace=0"},
 	})
 	if err != nil {
 		return r, err
