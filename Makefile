@@ -68,7 +68,8 @@ bench: build bench-parts
 bench-parts:
 	@mkdir -p bin
 	go test -run '^$$' -bench . -benchmem -benchtime 200ms -count $(BENCHTIMES) ./subnet ./subnet/etcd ./backend/... ./network/converge ./network > bin/parts.txt
-	go run $(BENCHSTAT) $(BASE) bin/parts.txt | tee bin/parts.stat
+	go run $(BENCHSTAT) $(BASE) bin/parts.txt > bin/parts.stat
+	@cat bin/parts.stat
 
 # go test fuzzes one target of one package at a time.
 fuzz:
