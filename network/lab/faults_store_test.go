@@ -44,6 +44,7 @@ func (s *faultSuite) storeFaults(t *testing.T) {
 		{"link to etcd cut for 3 s, a peer comes meanwhile", nobody, (*storeLab).linkCut},
 		{"link to etcd slow, a peer comes meanwhile", nobody, (*storeLab).linkSlow},
 		{"peer with another address, MAC and holder", nobody, (*storeLab).recordReplaced},
+		{"peer restarted at another address and back", onePeer, (*storeLab).peerMoved},
 		{"route and FDB entry deleted while etcd is away", onePeer, (*storeLab).driftWhileAway},
 		{"etcd wiped, config written again", nobody, (*storeLab).wiped},
 		{"own record deleted", allPeers, (*storeLab).recordDeleted},
