@@ -37,7 +37,7 @@ func (w *walk) healed() (took time.Duration, err error) {
 	if err := errors.Join(w.setPulse(), w.untilPlanned(time.Now())); err != nil {
 		return took, fmt.Errorf("what was written afterwards is not heard of: %w", err)
 	}
-	m, err := w.lab.Matrix(w.t.Context(), walkLimit)
+	m, err := w.lab.Matrix(w.t.Context(), *walkLimit)
 	if err = errors.Join(err, m.Err()); err != nil {
 		return took, err
 	}
@@ -54,8 +54,8 @@ func (w *walk) untilPlanned(after time.Time) error {
 		if err == nil {
 			return nil
 		}
-		if time.Since(after) > walkLimit {
-			return fmt.Errorf("not healed within %s: %w", walkLimit, err)
+		if time.Since(after) > *walkLimit {
+			return fmt.Errorf("not healed within %s: %w", *walkLimit, err)
 		}
 		time.Sleep(20 * time.Millisecond)
 	}
@@ -136,9 +136,9 @@ func (w *walk) audited() error {
 // asPlanned tells how the store's records or the hosts' kernels differ from what
 // they should be: each node has the record of its first subnet and no other, and
 // each kernel has exactly what a new plan made of these records says, and what
-// the records themselves say.
+// the records themselves say; and each guard lets in their holders alone.
 func (w *walk) asPlanned() error {
-	ctx, cancel := context.WithTimeout(w.t.Context(), walkLimit)
+	ctx, cancel := context.WithTimeout(w.t.Context(), *walkLimit)
 	defer cancel()
 	answer, err := w.store.Get(ctx, Prefix+"/", clientv3.WithPrefix())
 	if err != nil {
@@ -176,6 +176,8 @@ func (w *walk) asPlanned() error {
 			errs = append(errs, err)
 		} else if want := walkPicture(h, records); !looksLike(h, want) {
 			errs = append(errs, fmt.Errorf("%s: the kernel differs from the records: %s", h.Name, differs(h, want)))
+		} else if err := w.guardAsPlanned(h, records); err != nil {
+			errs = append(errs, err)
 		}
 	}
 	want := len(w.lab.Hosts) + 1

@@ -16,7 +16,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ripstop-net/ripstop/backend"
-	"github.com/ripstop-net/ripstop/backend/kernel"
 	"github.com/ripstop-net/ripstop/backend/vxlan"
 	"github.com/ripstop-net/ripstop/subnet"
 )
@@ -89,6 +88,14 @@ var walkFaults = []walkFault{
 	{"addresses deleted", onNothing, ownOverlay, "", deleteKinds(backend.KindAddress)},
 	{"entries deleted", onNothing, ownOverlay, "",
 		deleteKinds(backend.KindAddress, backend.KindFDB, backend.KindNeighbour, backend.KindNexthop, backend.KindRoute)},
+	{"FDB entries led elsewhere", onNothing, ownOverlay, "", changeKind(backend.KindFDB, fdbElsewhere)},
+	{"neighbours given another MAC", onNothing, ownOverlay, "", changeKind(backend.KindNeighbour, neighbourElsewhere)},
+	{"routes given an MTU", onNothing, ownOverlay, "", changeKind(backend.KindRoute, routeWithMTU)},
+	{"FDB entry added", onNothing, ownOverlay, "", addStrange(backend.KindFDB)},
+	{"neighbour added", onNothing, ownOverlay, "", addStrange(backend.KindNeighbour)},
+	{"nexthop added", onNothing, ownOverlay, "", addStrange(backend.KindNexthop)},
+	{"route added", onNothing, ownOverlay, "", addStrange(backend.KindRoute)},
+	{"address added", onNothing, ownOverlay, "", addStrange(backend.KindAddress)},
 	{"entries deleted, which is not announced", onDaemon, ownOverlay, "", deleteUnannounced},
 
 	{"device down", onNothing, ownOverlay, "", toDevice((*netlink.Handle).LinkSetDown)},
@@ -102,9 +109,16 @@ var walkFaults = []walkFault{
 	{"device with another MAC", onNothing, ownOverlay, "", toDevice(func(n *netlink.Handle, l netlink.Link) error {
 		return n.LinkSetHardwareAddr(l, []byte{2, 1, 2, 3, 4, 5})
 	})},
+	{"device with another local address", onNothing, ownOverlay, "", changeKind(backend.KindDevice, deviceWithLocal)},
 	{"device deleted", onNothing, ownOverlay, "", toDevice((*netlink.Handle).LinkDel)},
 	{"device made again otherwise", onNothing, ownOverlay, "", remakeDevice},
 	{"carrier lost", onLink, noOverlay, "", loseUplink},
+
+	{"rules flushed", onNothing, noOverlay, "", harmGuard(flushRuleset)},
+	{"guard deleted", onNothing, noOverlay, "", harmGuard(deleteGuard)},
+	{"guard's rule deleted", onNothing, noOverlay, "", harmGuard(deleteGuardRule)},
+	{"peers taken out of the guard", onNothing, noOverlay, "", harmGuard(keepOutPeers)},
+	{"stranger put into the guard", onNothing, noOverlay, "", harmGuard(letInStranger)},
 }
 
 func endDaemon(sig unix.Signal) walkDeed {
@@ -247,29 +261,9 @@ func changeBehindItsBack(w *walk, h *Host, r *rand.Rand) (func() error, error) {
 // family or both, in an order of the random's own.
 func deleteKinds(kinds ...backend.Kind) walkDeed {
 	return func(w *walk, h *Host, r *rand.Rand) (func() error, error) {
-		k, err := kernel.OpenAt(h.Namespace.file, vxlan.OwnsDevice)
-		if err != nil {
-			return nil, err
-		}
-		defer k.Close()
-		have, err := k.Dump(w.t.Context())
-		if err != nil {
-			return nil, err
-		}
-		family := r.IntN(3)
-		var ops []backend.Op
-		for e := range have.All() {
-			v6 := e.On() == vxlan.DeviceName(subnet.V6, vxlanVNI)
-			if slices.Contains(kinds, e.Kind()) && (family == 2 || v6 == (family == 1)) {
-				ops = append(ops, backend.Op{Verb: backend.Delete, Entry: e})
-			}
-		}
-		slices.SortFunc(ops, func(a, b backend.Op) int { return strings.Compare(a.String(), b.String()) })
-		r.Shuffle(len(ops), func(i, j int) { ops[i], ops[j] = ops[j], ops[i] })
-		most := []int{1, (len(ops) + 1) / 2, len(ops)}[r.IntN(3)]
-		// What the daemon or the kernel was faster to delete does not matter.
-		k.Apply(w.t.Context(), ops[:min(most, len(ops))])
-		return nil, nil
+		return nil, harmEntries(w, h, r, func(e backend.Entry, _ subnet.Family) (backend.Op, bool) {
+			return backend.Op{Verb: backend.Delete, Entry: e}, slices.Contains(kinds, e.Kind())
+		})
 	}
 }
 
