@@ -50,6 +50,15 @@ func routeWithMTU(e backend.Entry, _ subnet.Family) backend.Entry {
 	return route
 }
 
+// routeElsewhere leads to where nobody is, if it is a direct one.
+func routeElsewhere(e backend.Entry, f subnet.Family) backend.Entry {
+	route := e.(backend.Route)
+	if route.Plain {
+		route.Via.Gateway = elsewhere[f]
+	}
+	return route
+}
+
 func deviceWithLocal(e backend.Entry, f subnet.Family) backend.Entry {
 	d := e.(backend.Device)
 	d.Local = elsewhere[f]
@@ -104,7 +113,7 @@ func harmEntries(w *walk, h *Host, r *rand.Rand, harm func(backend.Entry, subnet
 	var ops []backend.Op
 	for e := range have.All() {
 		f := subnet.V4
-		if e.On() == vxlan.DeviceName(subnet.V6, vxlanVNI) {
+		if r, ok := e.(backend.Route); ok && r.Dst.Addr().Is6() || e.On() == vxlan.DeviceName(subnet.V6, vxlanVNI) {
 			f = subnet.V6
 		}
 		if family != 2 && family != int(f) {

@@ -9,6 +9,7 @@ import (
 	"net"
 	"slices"
 	"strings"
+	"testing"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -43,6 +44,7 @@ const (
 	noOverlay walkReach = iota
 	ownOverlay
 	allOverlays
+	ownDirect // Its direct routes, if it has such.
 )
 
 func onDaemon(h *Host) []string { return []string{h.Name} }
@@ -91,6 +93,7 @@ var walkFaults = []walkFault{
 	{"FDB entries led elsewhere", onNothing, ownOverlay, "", changeKind(backend.KindFDB, fdbElsewhere)},
 	{"neighbours given another MAC", onNothing, ownOverlay, "", changeKind(backend.KindNeighbour, neighbourElsewhere)},
 	{"routes given an MTU", onNothing, ownOverlay, "", changeKind(backend.KindRoute, routeWithMTU)},
+	{"direct routes led elsewhere", onNothing, ownDirect, "", changeKind(backend.KindRoute, routeElsewhere)},
 	{"FDB entry added", onNothing, ownOverlay, "", addStrange(backend.KindFDB)},
 	{"neighbour added", onNothing, ownOverlay, "", addStrange(backend.KindNeighbour)},
 	{"nexthop added", onNothing, ownOverlay, "", addStrange(backend.KindNexthop)},
@@ -113,6 +116,9 @@ var walkFaults = []walkFault{
 	{"device deleted", onNothing, ownOverlay, "", toDevice((*netlink.Handle).LinkDel)},
 	{"device made again otherwise", onNothing, ownOverlay, "", remakeDevice},
 	{"carrier lost", onLink, noOverlay, "", loseUplink},
+	{"underlay's interface down and up", onLink, ownDirect, "", toUnderlay(flapUnderlay)},
+	{"underlay's interface made again", onLink, ownDirect, "", toUnderlay(remakeUnderlay)},
+	{"underlay's IPv4 addresses flushed and given back", onLink, ownDirect, "", toUnderlay(flushUnderlay)},
 
 	{"rules flushed", onNothing, noOverlay, "", harmGuard(flushRuleset)},
 	{"guard deleted", onNothing, noOverlay, "", harmGuard(deleteGuard)},
@@ -205,6 +211,9 @@ const pulseKey = "10.5.254.0-24&fd00:10:5:fffe::-64"
 
 // pulseMACs are the MACs of the pulse, by family.
 var pulseMACs = [2]net.HardwareAddr{{2, 'p', 'u', 'l', 's', 4}, {2, 'p', 'u', 'l', 's', 6}}
+
+// ofPulse is what announcements of its entries have: a MAC, or its subnet.
+var ofPulse = [][]byte{pulseMACs[0], pulseMACs[1], {10, 5, 254, 0}, {0xfd, 0, 0, 0x10, 0, 5, 0xff, 0xfe}}
 
 func (w *walk) setPulse() error {
 	record := fmt.Sprintf(`{"PublicIP":"10.99.0.%d","PublicIPv6":"fd99::%d","BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":%q},`+
@@ -402,6 +411,11 @@ func remakeDevice(w *walk, h *Host, r *rand.Rand) (func() error, error) {
 		}
 		return n.LinkSetUp(again)
 	})(w, h, r)
+}
+
+// toUnderlay is a fault of the fault suite that is over when it returns.
+func toUnderlay(do func(*testing.T, *Lab, *Host) error) walkDeed {
+	return func(w *walk, h *Host, _ *rand.Rand) (func() error, error) { return nil, do(w.t, w.lab, h) }
 }
 
 // loseUplink takes the host's link to the underlay away.

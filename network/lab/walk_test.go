@@ -47,6 +47,8 @@ type walk struct {
 	wentAt      time.Time
 	// pulse says where the other peer of that kind is, 0 or 1.
 	pulse int
+	// direct tells whether hosts on one link reach each other directly.
+	direct bool
 	// menu are the faults to draw from.
 	menu []walkFault
 	// guards are the hosts' rules as they were at first.
@@ -106,6 +108,10 @@ func (w *walk) burst(r *rand.Rand) {
 			w.move(h)
 		case allOverlays:
 			w.move(w.lab.Hosts...)
+		case ownDirect:
+			if w.direct {
+				w.move(h)
+			}
 		}
 		var mend func() error
 		do(name, func() (err error) {
@@ -141,23 +147,31 @@ func (w *walk) said() string { return strings.Join(w.steps, ", ") }
 // another subnet than at first, no guard lets in others than peers, no audit found
 // anything, and no overlay moved that had no cause to. -walk.seed replays the faults
 // in their order, though not to the millisecond; -walk.only draws from some alone.
-func TestWalk(t *testing.T) {
+func TestWalk(t *testing.T) { takeWalk(t, false, Options{Nodes: 5, Mode: Dual}) }
+
+// TestWalkDirect is TestWalk with direct routes between four of the hosts; the fifth
+// is behind a router.
+func TestWalkDirect(t *testing.T) {
+	takeWalk(t, true, Options{Nodes: 5, Far: 1, Mode: Dual, Config: configWith(Dual, directRoutes)})
+}
+
+func takeWalk(t *testing.T, direct bool, opts Options) {
 	t.Parallel()
 	seed := *walkSeed
 	if seed == 0 {
 		seed = uint64(time.Now().UnixNano())
 	}
-	t.Logf("replay with: go test -run 'TestWalk$' ./network/lab -walk.seed=%d -walk.steps=%d", seed, *walkSteps)
+	t.Logf("replay with: go test -run '%s$' ./network/lab -walk.seed=%d -walk.steps=%d -walk.only=%q", t.Name(), seed, *walkSteps, *walkOnly)
 	only, err := regexp.Compile(*walkOnly)
 	if err != nil {
 		t.Fatalf("-walk.only: %v", err)
 	}
-	w := &walk{t: t, subnets: map[*Host]subnet.Subnets{}, logged: map[*Host]int64{}, guards: map[*Host][]string{}}
+	w := &walk{t: t, direct: direct, subnets: map[*Host]subnet.Subnets{}, logged: map[*Host]int64{}, guards: map[*Host][]string{}}
 	w.menu = slices.DeleteFunc(slices.Clone(walkFaults), func(f walkFault) bool { return !only.MatchString(f.name) })
 	if len(w.menu) == 0 {
 		t.Fatalf("-walk.only=%q leaves nothing to do", *walkOnly)
 	}
-	w.lab = startLab(t, Options{Nodes: 5, Mode: Dual})
+	w.lab = startLab(t, opts)
 	w.store = openStore(t, w.lab)
 	everyPairTalks(t, w.lab, talkLimit)
 	for i, h := range w.lab.Hosts {
