@@ -117,6 +117,7 @@ var walkFaults = []walkFault{
 	{"device made again otherwise", onNothing, ownOverlay, "", remakeDevice},
 	{"carrier lost", onLink, noOverlay, "", loseUplink},
 	{"underlay's interface down and up", onLink, ownDirect, "", toUnderlay(flapUnderlay)},
+	{"underlay's interface bounced with its addresses", onLink, ownDirect, "", toUnderlay(bounceUnderlay)},
 	{"underlay's interface made again", onLink, ownDirect, "", toUnderlay(remakeUnderlay)},
 	{"underlay's IPv4 addresses flushed and given back", onLink, ownDirect, "", toUnderlay(flushUnderlay)},
 
