@@ -19,7 +19,6 @@ var directFaults = []fault{
 	{name: "direct: carrier lost and back", breaks: allPeers, underlay: true, do: loseCarrier},
 	{name: "direct: carrier lost and back five times", breaks: allPeers, underlay: true, do: flapCarrier},
 	{name: "direct: IPv4 addresses flushed and given back", breaks: allPeers, underlay: true, do: flushUnderlay},
-	{name: "direct: interface bounced with its addresses", breaks: allPeers, underlay: true, do: bounceUnderlay},
 	{name: "direct: interface set down and up", breaks: allPeers, underlay: true, do: flapUnderlay},
 	{name: "direct: interface deleted and made again", breaks: allPeers, underlay: true, do: remakeUnderlay},
 }
@@ -81,28 +80,6 @@ func flapCarrier(t *testing.T, l *Lab, h *Host) error {
 		}
 	}
 	return nil
-}
-
-// bounceUnderlay takes the interface down and up at once. With its addresses it
-// keeps what else would tell that IPv4 routes went.
-func bounceUnderlay(t *testing.T, l *Lab, h *Host) error {
-	keep := func(value string) error {
-		return h.Namespace.Do(func() error { return setSysctl("ipv6/conf/"+hostInterface+"/keep_addr_on_down", value) })
-	}
-	if err := keep("1"); err != nil {
-		return err
-	}
-	err := h.Namespace.netlink(func(n *netlink.Handle) error {
-		link, err := n.LinkByName(hostInterface)
-		if err != nil {
-			return err
-		}
-		if err := n.LinkSetDown(link); err != nil {
-			return err
-		}
-		return configure(n, hostInterface, nil, l.underlay.prefixes(h.at, gatewayNumber))
-	})
-	return errors.Join(err, keep("0"), h.Namespace.awaitUp(t.Context(), hostInterface))
 }
 
 // flushUnderlay takes the interface's IPv4 addresses away, with which the routes

@@ -419,6 +419,28 @@ func toUnderlay(do func(*testing.T, *Lab, *Host) error) walkDeed {
 	return func(w *walk, h *Host, _ *rand.Rand) (func() error, error) { return nil, do(w.t, w.lab, h) }
 }
 
+// bounceUnderlay takes the interface down and up at once. With its addresses it
+// keeps what else would tell that IPv4 routes went.
+func bounceUnderlay(t *testing.T, l *Lab, h *Host) error {
+	keep := func(value string) error {
+		return h.Namespace.Do(func() error { return setSysctl("ipv6/conf/"+hostInterface+"/keep_addr_on_down", value) })
+	}
+	if err := keep("1"); err != nil {
+		return err
+	}
+	err := h.Namespace.netlink(func(n *netlink.Handle) error {
+		link, err := n.LinkByName(hostInterface)
+		if err != nil {
+			return err
+		}
+		if err := n.LinkSetDown(link); err != nil {
+			return err
+		}
+		return configure(n, hostInterface, nil, l.underlay.prefixes(h.at, gatewayNumber))
+	})
+	return errors.Join(err, keep("0"), h.Namespace.awaitUp(t.Context(), hostInterface))
+}
+
 // loseUplink takes the host's link to the underlay away.
 func loseUplink(w *walk, h *Host, _ *rand.Rand) (func() error, error) {
 	set := func(how func(*netlink.Handle, netlink.Link) error) error {
