@@ -27,7 +27,9 @@ func changeKind(kind backend.Kind, change func(backend.Entry, subnet.Family) bac
 			if e.Kind() != kind {
 				return backend.Op{}, false
 			}
-			return backend.Op{Verb: backend.Replace, Entry: change(e, f)}, true
+			changed := change(e, f)
+			// The same again would be announced all the same.
+			return backend.Op{Verb: backend.Replace, Entry: changed}, changed != e
 		})
 	}
 }
