@@ -152,15 +152,14 @@ func (k *Kernel) changeDevice(ctx context.Context, d backend.Device) error {
 	if l.vxlan.vni != d.VNI || l.vxlan.port != d.Port {
 		return fmt.Errorf("change device: %w: VNI and port cannot be changed in place", unix.EOPNOTSUPP)
 	}
-	if l.vxlan.local != d.Local || l.vxlan.learning {
-		err = k.request(ctx, func(w *builder, seq uint32) {
-			host.PutUint32(w.begin(unix.RTM_NEWLINK, 0, seq, sizeLinkMessage)[4:], uint32(l.index))
-			writeVXLAN(w, d, false)
-			w.ask()
-		}, nil)
-		if err != nil {
-			return fmt.Errorf("change device: %w", err)
-		}
+	switch {
+	case l.vxlan.local != d.Local:
+		err = k.renewAround(ctx, l, func() error { return k.changeVXLAN(ctx, d, l.index) })
+	case l.vxlan.learning:
+		err = k.changeVXLAN(ctx, d, l.index)
+	}
+	if err != nil {
+		return err
 	}
 	// A request of its own, for vxlan_nl2conf refuses one that names the MTU
 	// beside its own data. Even the same address would be announced as a change
@@ -203,6 +202,19 @@ func (k *Kernel) changeDevice(ctx context.Context, d backend.Device) error {
 		return k.forbidLinkLocal(ctx, l.index)
 	}
 	return k.takeUp(ctx, l.index)
+}
+
+// changeVXLAN changes what writeVXLAN writes.
+func (k *Kernel) changeVXLAN(ctx context.Context, d backend.Device, index int) error {
+	err := k.request(ctx, func(w *builder, seq uint32) {
+		host.PutUint32(w.begin(unix.RTM_NEWLINK, 0, seq, sizeLinkMessage)[4:], uint32(index))
+		writeVXLAN(w, d, false)
+		w.ask()
+	}, nil)
+	if err != nil {
+		return fmt.Errorf("change device: %w", err)
+	}
+	return nil
 }
 
 func (k *Kernel) deleteDevice(ctx context.Context, d backend.Device) error {

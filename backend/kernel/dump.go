@@ -190,14 +190,7 @@ func (d *dumper) hanging(ctx context.Context, index int) error {
 			d.state.Put(backend.Address{Dev: dev, Prefix: a.prefix})
 		}
 	}
-	fdb, err := collect(ctx, d.k, func(w *builder, seq uint32) {
-		h := w.begin(unix.RTM_GETNEIGH, unix.NLM_F_DUMP, seq, sizeNeighMessage)
-		h[0] = unix.AF_BRIDGE
-		host.PutUint32(h[4:], uint32(index)) // valid_fdb_dump_strict takes the device here, neigh_valid_dump_req below.
-	}, func(m message) (neighbourMessage, bool) {
-		n, ok := parseNeighbour(m.body)
-		return n, ok && n.index == index && n.shownFDB()
-	})
+	fdb, err := d.k.dumpFDB(ctx, index)
 	if err != nil {
 		return fmt.Errorf("dump FDB of %s: %w", dev, err)
 	}
@@ -223,6 +216,18 @@ func (d *dumper) hanging(ctx context.Context, index int) error {
 		}
 	}
 	return nil
+}
+
+// dumpFDB reads a device's FDB entries that lead anywhere.
+func (k *Kernel) dumpFDB(ctx context.Context, index int) ([]neighbourMessage, error) {
+	return collect(ctx, k, func(w *builder, seq uint32) {
+		h := w.begin(unix.RTM_GETNEIGH, unix.NLM_F_DUMP, seq, sizeNeighMessage)
+		h[0] = unix.AF_BRIDGE
+		host.PutUint32(h[4:], uint32(index)) // valid_fdb_dump_strict takes the device here, neigh_valid_dump_req by an attribute.
+	}, func(m message) (neighbourMessage, bool) {
+		n, ok := parseNeighbour(m.body)
+		return n, ok && n.index == index && n.shownFDB()
+	})
 }
 
 // nexthops reads all objects: the kernel does not filter by protocol

@@ -38,7 +38,7 @@ func encodeAddress(w *builder, seq uint32, v backend.Verb, a backend.Address, in
 // (vxlan_fdb_update_existing). A delete without a destination takes the entry
 // whatever it leads to.
 func encodeFDB(w *builder, seq uint32, v backend.Verb, f backend.FDB, index int) {
-	many := f.MAC == backend.MAC{} || f.MAC[0]&1 == 1
+	many := several(f.MAC)
 	typ, flags := uint16(unix.RTM_NEWNEIGH), uint16(replaceFlags)
 	switch {
 	case v == backend.Delete:
@@ -46,15 +46,23 @@ func encodeFDB(w *builder, seq uint32, v backend.Verb, f backend.FDB, index int)
 	case many:
 		flags = unix.NLM_F_CREATE | unix.NLM_F_APPEND
 	}
+	beginFDB(w, typ, flags, seq, f, index)
+	if (v != backend.Delete || many) && f.Remote.IsValid() {
+		w.addr(unix.NDA_DST, f.Remote)
+	}
+}
+
+// several tells whether a MAC can have several destinations.
+func several(m backend.MAC) bool { return m == backend.MAC{} || m[0]&1 == 1 }
+
+// beginFDB writes all of an FDB entry but where it leads.
+func beginFDB(w *builder, typ, flags uint16, seq uint32, f backend.FDB, index int) {
 	h := w.begin(typ, flags, seq, sizeNeighMessage)
 	h[0] = unix.AF_BRIDGE
 	host.PutUint32(h[4:], uint32(index))
 	host.PutUint16(h[8:], unix.NUD_PERMANENT|unix.NUD_NOARP)
 	h[10] = unix.NTF_SELF
 	w.bytes(unix.NDA_LLADDR, f.MAC[:])
-	if (v != backend.Delete || many) && f.Remote.IsValid() {
-		w.addr(unix.NDA_DST, f.Remote)
-	}
 }
 
 func encodeNeighbour(w *builder, seq uint32, v backend.Verb, n backend.Neighbour, index int) {

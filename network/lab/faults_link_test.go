@@ -1,6 +1,8 @@
 package lab
 
 import (
+	"errors"
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
@@ -105,7 +107,7 @@ func (l *storeLab) knowsGhost(n int) bool {
 	if err != nil {
 		return false
 	}
-	for _, e := range walkPicture(l.first, []walkRecord{record}) {
+	for _, e := range walkPicture(l.first, []walkRecord{record}, false) {
 		if !slices.Contains(have, e) {
 			return false
 		}
@@ -117,8 +119,73 @@ func (l *storeLab) forgetGhost(t *testing.T) {
 	t.Helper()
 	_, err := l.store.Delete(t.Context(), Prefix+"/subnets/"+ghostKey)
 	l.must(t, err)
-	l.until(t, l.faultSuite.store, "the record's entries are gone", func() bool {
-		have, err := picture(l.first)
-		return err == nil && !slices.ContainsFunc(have, func(e string) bool { return strings.Contains(e, "10.5.255.0") })
+	l.until(t, l.faultSuite.store, "the record's entries are gone", l.ghostIsGone)
+}
+
+// ghostIsGone tells whether the first host has nothing of the ghost's.
+func (l *storeLab) ghostIsGone() bool {
+	have, err := picture(l.first)
+	return err == nil && !slices.ContainsFunc(have, func(e string) bool { return strings.Contains(e, "10.5.255.0") || strings.Contains(e, "10:5:ffff") })
+}
+
+// peerMoved gives the time from a peer's start at another address until it is
+// reached there, and moves it back. Pods call it all the while: what its kernel
+// remembers of the old address must not last.
+func (l *storeLab) peerMoved(t *testing.T) (took time.Duration) {
+	peer := l.Hosts[1]
+	before := mustPicture(t, l.first)
+	move := func(to int) time.Duration {
+		_, _, err := peer.StopDaemon(t.Context(), unix.SIGTERM)
+		l.must(t, err)
+		l.must(t, l.renumber(peer, to))
+		began := time.Now()
+		l.must(t, peer.StartDaemon())
+		want := slices.Clone(before)
+		if to != peer.number {
+			for i := range want {
+				for _, f := range l.Families() {
+					want[i] = strings.Replace(want[i], "fdb "+near.prefix(f, peer.number).Addr().String()+" ", "fdb "+near.prefix(f, to).Addr().String()+" ", 1)
+				}
+			}
+			slices.Sort(want)
+		}
+		l.until(t, l.faultSuite.store, "the peer is reached where it is", func() bool { return looksLike(l.first, want) })
+		took := time.Since(began)
+		l.must(t, peer.WaitReady(t.Context()))
+		everyPairTalks(t, l.Lab, l.faultSuite.store)
+		return took
+	}
+	const other = 101
+	took = move(other)
+	move(peer.number)
+	return took
+}
+
+// renumber gives a host's interface other addresses, of another number.
+func (l *Lab) renumber(h *Host, number int) error {
+	return h.Namespace.netlink(func(n *netlink.Handle) error {
+		link, err := n.LinkByName(hostInterface)
+		if err != nil {
+			return err
+		}
+		var errs []error
+		for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
+			addrs, err := n.AddrList(link, family)
+			if err != nil {
+				return err
+			}
+			for _, a := range addrs {
+				if ip, _ := netip.AddrFromSlice(a.IP); !ip.Unmap().IsLinkLocalUnicast() {
+					errs = append(errs, n.AddrDel(link, &a))
+				}
+			}
+		}
+		var gateways []netip.Prefix
+		for _, g := range l.underlay.prefixes(near, gatewayNumber) {
+			if g.Addr().Is4() { // Of IPv6 the default route stays.
+				gateways = append(gateways, g)
+			}
+		}
+		return errors.Join(errors.Join(errs...), configure(n, hostInterface, l.underlay.prefixes(near, number), gateways))
 	})
 }
