@@ -181,13 +181,31 @@ func (l *Loop) wake() {
 // Run converges until ctx ends, which returns nil.
 func (l *Loop) Run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
-	group.Go(func() error { return l.kernel.Watch(ctx, l.wake) })
-	group.Go(func() error { return l.converge(ctx) })
+	subscribed := make(chan struct{})
+	once := sync.OnceFunc(func() { close(subscribed) })
+	group.Go(func() error {
+		return l.kernel.Watch(ctx, func() {
+			once()
+			l.wake()
+		})
+	})
+	group.Go(func() error { return l.converge(ctx, subscribed) })
 	return group.Wait()
 }
 
-func (l *Loop) converge(ctx context.Context) error {
+// longestSubscribe is how long the first pass waits for the subscription: what is
+// read before it has to be read again. Where there is none to be had, as on a host
+// that is short of memory, peers' entries are made without.
+const longestSubscribe = time.Second
+
+func (l *Loop) converge(ctx context.Context, subscribed <-chan struct{}) error {
 	l.planAudit(time.Now())
+	select {
+	case <-ctx.Done():
+		return nil
+	case <-subscribed:
+	case <-time.After(longestSubscribe):
+	}
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	defer l.reports.flush()
