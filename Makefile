@@ -16,7 +16,7 @@ RACE := $(if $(shell command -v $$(go env CC) 2>/dev/null),-race)
 # How long make fuzz spends on each target.
 FUZZTIME ?= 20s
 
-.PHONY: build demo test test-packages lint bench bench-parts faults walk fuzz clean
+.PHONY: build demo test test-packages lint bench bench-parts faults walk mutants fuzz clean
 
 # Static binaries: they run in any image and on any distribution.
 build:
@@ -48,9 +48,9 @@ faults:
 lint:
 	@unformatted=$$(gofmt -l cmd subnet backend network); [ -z "$$unformatted" ] || { echo "gofmt: $$unformatted"; exit 1; }
 	go vet ./...
-	go vet -tags packages ./cmd/ripstop-cni ./network/...
+	go vet -tags packages,mutants ./cmd/ripstop-cni ./network/...
 	go run $(STATICCHECK) ./...
-	go run $(STATICCHECK) -tags packages ./cmd/ripstop-cni ./network/firewall ./network/lab
+	go run $(STATICCHECK) -tags packages,mutants ./cmd/ripstop-cni ./network/firewall ./network/lab
 	go run $(ERRCHECK) -ignoretests -exclude .errcheck ./...
 	go mod verify
 	go mod tidy -diff
@@ -68,7 +68,8 @@ bench: build bench-parts
 bench-parts:
 	@mkdir -p bin
 	go test -run '^$$' -bench . -benchmem -benchtime 200ms -count $(BENCHTIMES) ./subnet ./subnet/etcd ./backend/... ./network/converge ./network > bin/parts.txt
-	go run $(BENCHSTAT) $(BASE) bin/parts.txt | tee bin/parts.stat
+	go run $(BENCHSTAT) $(BASE) bin/parts.txt > bin/parts.stat
+	@cat bin/parts.stat
 
 # go test fuzzes one target of one package at a time.
 fuzz:
@@ -80,10 +81,18 @@ fuzz:
 	done
 
 # The random walk that make test takes a few steps of, for long. A seed that it
-# printed replays it: make walk WALKFLAGS=-walk.seed=N
+# printed replays it: make walk WALKFLAGS=-walk.seed=N. The one with direct routes:
+# make walk WALK=TestWalkDirect
 WALKTIME ?= 30m
+WALK ?= TestWalk
 walk:
-	go test $(RACE) -run '^TestWalk$$' -v -count=1 -timeout 0 ./network/lab -walk.steps=1000000 -walk.time=$(WALKTIME) $(WALKFLAGS)
+	go test $(RACE) -run '^$(WALK)$$' -v -count=1 -timeout 0 ./network/lab -walk.steps=1000000 -walk.time=$(WALKTIME) $(WALKFLAGS)
+
+# Daemons that have stopped to do one thing: the walk or the fault suite is to notice
+# each of them. One alone: make mutants MUTANT=snapshot-not-read
+MUTANT ?= .
+mutants:
+	go test -tags mutants -run '^TestMutantsAreCaught$$/$(MUTANT)' -v -count=1 -timeout 60m ./network/lab
 
 clean:
 	rm -rf bin

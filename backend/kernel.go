@@ -79,7 +79,7 @@ type Interface struct {
 	// another host has it, and not sent from until then (RFC 4862 section 5.4).
 	Tentative bool
 	// OnLink are the prefixes whose addresses are reached over its link without
-	// a gateway, by the host's own routes.
+	// a gateway, by the host's own routes, the more specific ones heeded.
 	OnLink []netip.Prefix
 	// DefaultV4 and DefaultV6 tell whether the family's default route of the
 	// lowest metric leaves by it.

@@ -128,7 +128,7 @@ func (f *follower) move(planner plan.Planner, self subnet.Identity, own []backen
 	if !f.begun { // All is yet to be told.
 		return
 	}
-	defer func() { f.problems.report(time.Now(), f.mirror.Problems()) }()
+	defer func() { f.problems.report(time.Now(), f.mirror.NewProblems(), f.mirror.Problem, f.mirror.Passed()) }()
 	for l := range f.mirror.All() {
 		if changed[l.Subnets] {
 			continue
@@ -178,7 +178,7 @@ func (f *follower) follow(c subnet.Change) {
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.problems.report(time.Now(), f.mirror.Problems())
+	f.problems.report(time.Now(), f.mirror.NewProblems(), f.mirror.Problem, f.mirror.Passed())
 }
 
 // tellRewritten puts a record where the last one may be that nobody took yet.
@@ -212,8 +212,11 @@ func (f *follower) apply(c subnet.Change) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	deltas := f.mirror.Apply(time.Now(), c)
-	unread := f.mirror.Unread()
-	another := !slices.Equal(unread, f.unread)
+	unread, another := f.unread, false
+	if f.mirror.NewUnread() {
+		unread = f.mirror.Unread()
+		another = !slices.Equal(unread, f.unread)
+	}
 	if another { // What is no longer kept goes only when it is known what is owed in its place.
 		f.keep(slices.Concat(f.unread, unread))
 	}

@@ -154,7 +154,7 @@ func (m *mover) follow(before site, seen underlay.Host) site {
 	for _, f := range m.p.config.Families() {
 		choice[f] = underlay.Follow(m.n.opts.Underlay, f, seen, before.choice[f])
 	}
-	after, err := newSite(m.n.opts.Name, m.p.config, m.p.options, before.self.Subnets, choice)
+	after, err := newSite(before.self, m.p.config, m.p.options, choice)
 	if err == nil {
 		return after
 	}
@@ -191,6 +191,11 @@ func (m *mover) move(to site) error {
 	if err != nil {
 		return fmt.Errorf("plan for interface %s: %w", to.choice[m.p.config.Families()[0]].Interface, err)
 	}
+	var links subnet.PerFamily[string]
+	for f, u := range to.self.Underlay {
+		links[f] = u.Interface
+	}
+	m.n.settings.Move(links)
 	m.follower.move(planner, subnet.Identity{Node: m.n.opts.Name, PublicIP: to.public}, own)
 	m.n.view.moved(planner, m.p.config.Families(), to.choice)
 	m.n.view.count()

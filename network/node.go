@@ -17,6 +17,7 @@ import (
 	"github.com/ripstop-net/ripstop/backend/planners"
 	"github.com/ripstop-net/ripstop/network/converge"
 	"github.com/ripstop-net/ripstop/network/envfile"
+	"github.com/ripstop-net/ripstop/network/host"
 	"github.com/ripstop-net/ripstop/network/status"
 	"github.com/ripstop-net/ripstop/network/underlay"
 	"github.com/ripstop-net/ripstop/subnet"
@@ -47,6 +48,8 @@ type Options struct {
 	// Listen is the TCP address at which the status is answered beside the socket
 	// in RunDir; "" for none.
 	Listen string
+	// TxChecksum says what is done about the checksum offload of VXLAN devices.
+	TxChecksum host.TxChecksum
 	// Level is the log's, for whoever changes it while the node runs. Version is
 	// what the status says of the program.
 	Level   zap.AtomicLevel
@@ -63,6 +66,7 @@ const DefaultAuditEvery = converge.DefaultAuditEvery
 
 // Host is what a node asks of its host before it changes anything.
 type Host interface {
+	Ground
 	// Preflight tells what is missing for the work: a right or a feature.
 	Preflight(ctx context.Context) error
 	// Interfaces lists the host's network interfaces.
@@ -84,6 +88,7 @@ type Node struct {
 	kernel   backend.Kernel
 	host     Host
 	firewall Firewall
+	settings Settings
 	log      *zap.Logger
 	ready    chan struct{}
 
@@ -115,7 +120,7 @@ func New(opts Options, store subnet.Store, presence subnet.Presence, kernel back
 		opts.Level = zap.NewAtomicLevel()
 	}
 	n := &Node{
-		opts: opts, presence: presence, kernel: kernel, host: host, firewall: noFirewall{}, log: log, ready: make(chan struct{}),
+		opts: opts, presence: presence, kernel: kernel, host: host, firewall: noFirewall{}, settings: noSettings{}, log: log, ready: make(chan struct{}),
 		firstListing: firstListing, firstOfBoot: firstOfBoot, settle: settleTime,
 	}
 	n.sight = newSight(host, opts.Underlay, opts.StoreAddresses)
@@ -275,7 +280,8 @@ func (n *Node) prepare(ctx context.Context, saved *snapshot, patience time.Durat
 		return prepared{}, err
 	}
 	n.view.chose(cfg.Families(), choice)
-	at, err := newSite(n.opts.Name, cfg, opts, subnet.Subnets{}, choice)
+	self := plan.Self{Node: n.opts.Name, NoTxChecksum: n.opts.TxChecksum.Without(host.Release())}
+	at, err := newSite(self, cfg, opts, choice)
 	if err != nil {
 		return prepared{}, err
 	}
@@ -292,10 +298,11 @@ func (n *Node) prepare(ctx context.Context, saved *snapshot, patience time.Durat
 	if saved != nil {
 		req.Preferred = saved.Lease.Subnets // After a reboot there is no subnet file.
 	}
-	return prepared{
+	p := prepared{
 		text: c.text, seen: c.seen, config: cfg, options: opts, self: at.self, saved: saved, unclaimed: alone, listing: c.listing, listedAt: c.listedAt,
 		living: at.living(subnet.Living{Node: n.opts.Name}), request: req,
-	}, nil
+	}
+	return p, n.checkHost(ctx, p)
 }
 
 // chosenConfig is a network config and what was read from it.
@@ -404,6 +411,11 @@ func (n *Node) serve(ctx context.Context, p prepared, lease subnet.Lease) error 
 	if err != nil {
 		return err
 	}
+	if p.options.Means().Carries() {
+		if err := n.settings.Set(ctx); err != nil {
+			return err
+		}
+	}
 	loop := converge.New(n.kernel, n.log)
 	loop.AuditEvery(cmp.Or(n.opts.AuditEvery, DefaultAuditEvery))
 	n.beginFirewall(p, own)
@@ -421,6 +433,9 @@ func (n *Node) serve(ctx context.Context, p prepared, lease subnet.Lease) error 
 	group, ctx := errgroup.WithContext(ctx)
 	filtered := n.runFirewall(ctx, group)
 	group.Go(func() error { return loop.Run(ctx) })
+	if p.options.Means().Carries() {
+		group.Go(func() error { return n.settings.Keep(ctx) })
+	}
 	group.Go(func() error { return n.store.Watch(ctx, follower.follow) })
 	group.Go(func() error { return n.hold(ctx, p, lease, keeper, follower, elsewhere) })
 	group.Go(func() error {

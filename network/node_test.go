@@ -35,15 +35,30 @@ const testConfig = `{"Network": "10.5.0.0/16"}`
 
 // fakeHost has one interface with a default route at first.
 type fakeHost struct {
-	preflight error
-	mu        sync.Mutex
-	host      []backend.Interface
-	ways      map[netip.Addr]backend.Way
-	changed   func()
-	failing   error
+	preflight, tunnel error
+
+	mu      sync.Mutex
+	host    []backend.Interface
+	survey  backend.Survey
+	ways    map[netip.Addr]backend.Way
+	changed func()
+	failing error
 }
 
 func (h *fakeHost) Preflight(context.Context) error { return h.preflight }
+func (h *fakeHost) CanTunnel(context.Context) error { return h.tunnel }
+func (h *fakeHost) Survey(context.Context, []netip.Prefix) (backend.Survey, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.survey, nil
+}
+
+func (h *fakeHost) has(s backend.Survey) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.survey = s
+}
+
 func (h *fakeHost) Interfaces(context.Context) ([]backend.Interface, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()

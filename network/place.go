@@ -21,9 +21,11 @@ type site struct {
 	mtu       int
 }
 
-// newSite places a node. Its error says why it cannot be there.
-func newSite(node string, cfg subnet.Config, opts plan.Options, own subnet.Subnets, choice subnet.PerFamily[underlay.Choice]) (site, error) {
-	s := site{choice: choice, self: plan.Self{Node: node, Subnets: own}}
+// newSite places a node, of which self says all but the underlay. Its error says why
+// it cannot be there.
+func newSite(self plan.Self, cfg subnet.Config, opts plan.Options, choice subnet.PerFamily[underlay.Choice]) (site, error) {
+	s := site{choice: choice, self: self}
+	s.self.Underlay = subnet.PerFamily[plan.Underlay]{}
 	for _, f := range cfg.Families() {
 		c := choice[f]
 		if err := cfg.CheckPublic(f, c.Public); err != nil {
@@ -32,7 +34,7 @@ func newSite(node string, cfg subnet.Config, opts plan.Options, own subnet.Subne
 		s.self.Underlay[f] = plan.Underlay{Interface: c.Interface, Addr: c.Local, MTU: c.MTU, OnLink: c.OnLink}
 		s.public[f] = c.Public
 	}
-	s.endpoints = opts.Endpoints(node, s.public)
+	s.endpoints = opts.Endpoints(self.Node, s.public)
 	var err error
 	if s.mtu, err = opts.Planner(s.self).MTU(); err != nil {
 		return s, err

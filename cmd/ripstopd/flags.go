@@ -14,6 +14,7 @@ import (
 	"github.com/ripstop-net/ripstop/cmd/internal/settings"
 	"github.com/ripstop-net/ripstop/network"
 	"github.com/ripstop-net/ripstop/network/firewall"
+	"github.com/ripstop-net/ripstop/network/host"
 	"github.com/ripstop-net/ripstop/subnet"
 	"github.com/ripstop-net/ripstop/subnet/etcd"
 )
@@ -46,7 +47,7 @@ func newFlags() (*pflag.FlagSet, func() (config, error)) {
 		regexes              []string
 		canReach             string
 		unmasqueraded        []string
-		guard                string
+		guard, checksum      string
 		healthz              healthz
 	)
 	flags := pflag.NewFlagSet("ripstopd", pflag.ContinueOnError)
@@ -62,6 +63,7 @@ func newFlags() (*pflag.FlagSet, func() (config, error)) {
 	flags.BoolVar(&c.node.IPMasq, "ip-masq", false, "masquerade what pods send out of the network, and say so in the subnet file")
 	flags.StringSliceVar(&unmasqueraded, "non-masquerade-cidrs", nil, "`prefixes` outside the network to which pods' own addresses are known, not to be masqueraded")
 	flags.StringVar(&guard, "guard", "on", "on or off: drop VXLAN packets of this network from others than its nodes")
+	flags.StringVar(&checksum, "tx-checksum", string(host.TxChecksumAuto), "auto, on or off: leave checksums of what the VXLAN device sends to the hardware or the receiver (auto: on, but off on kernels before Linux 5.7, which get them wrong where addresses are translated)")
 	flags.BoolVar(&c.firewall.ForwardRules, "iptables-forward-rules", true, "accept pods' traffic in iptables' FORWARD chain where that would drop it")
 	flags.Int("iptables-resync", 0, "accepted for flannel's sake and without effect: rules are put back when they are changed")
 	flags.StringVar(&c.node.Name, "node-name", "", "`name` that identifies this node to others (the host's name if empty)")
@@ -91,6 +93,9 @@ func newFlags() (*pflag.FlagSet, func() (config, error)) {
 		}
 		if c.firewall.Guard = guard == "on"; guard != "on" && guard != "off" {
 			return config{}, fmt.Errorf("--guard: %q is neither on nor off", guard)
+		}
+		if c.node.TxChecksum, err = host.ParseTxChecksum(checksum); err != nil {
+			return config{}, fmt.Errorf("--tx-checksum: %w", err)
 		}
 		c.firewall.Masquerade = c.node.IPMasq
 		for _, text := range unmasqueraded {

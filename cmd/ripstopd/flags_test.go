@@ -38,7 +38,7 @@ func TestEveryFlagHasAnEnvironmentVariable(t *testing.T) {
 		"etcd-endpoints": {"http://10.0.0.1:2379,http://10.0.0.2:2379", "[http://10.0.0.1:2379,http://10.0.0.2:2379]"},
 		"iface":          {"eth1,eth2", "[eth1,eth2]"}, "iface-regex": {"^eth[12],?$", `["^eth[12],?$"]`},
 		"ip-masq": {"true", "true"}, "non-masquerade-cidrs": {"192.0.2.0/24,2001:db8::/32", "[192.0.2.0/24,2001:db8::/32]"},
-		"guard": {"off", "off"}, "iptables-forward-rules": {"false", "false"}, "iptables-resync": {"5", "5"}, "lease-ttl": {"2h", "2h0m0s"}, "peer-grace": {"7m", "7m0s"},
+		"guard": {"off", "off"}, "tx-checksum": {"off", "off"}, "iptables-forward-rules": {"false", "false"}, "iptables-resync": {"5", "5"}, "lease-ttl": {"2h", "2h0m0s"}, "peer-grace": {"7m", "7m0s"},
 		"healthz-port": {"8285", "8285"},
 		"audit-every":  {"2m", "2m0s"}, "version": {"", ""},
 	}
@@ -96,6 +96,7 @@ func TestParseRefusesWithWhatToDo(t *testing.T) {
 		"--iface-can-reach here":            `--iface-can-reach: "here" is no unicast address`,
 		"--iface=,":                         "--iface: there is an empty name",
 		"--guard maybe":                     `--guard: "maybe" is neither on nor off`,
+		"--tx-checksum maybe":               `--tx-checksum: "maybe" is none of auto, on and off`,
 		"--non-masquerade-cidrs 10.0.0.0":   `--non-masquerade-cidrs: "10.0.0.0" is no prefix`,
 		"--non-masquerade-cidrs 10.0.0.1/8": "--non-masquerade-cidrs: 10.0.0.1/8 is not the first address of a prefix",
 		"--log-level fatal":                 "--log-level:",

@@ -62,6 +62,8 @@ type Result struct {
 	Began time.Time
 	Took  time.Duration
 	Sizes []Size
+	// Throughput is that of pods and hosts.
+	Throughput Throughput
 	// Load is how many processes of others ran or waited for a processor when it
 	// began.
 	Load float64
@@ -127,9 +129,9 @@ func Run(ctx context.Context, o Options) (r Result, err error) {
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 	l, err := lab.Start(ctx, lab.Options{
-		Nodes: 1, Mode: lab.IPv4, Dir: dir, Daemon: o.Daemon, Config: networkConfig,
-		// A burst of leaves among few peers is meant.
-		DaemonArgs: []string{"--peer-grace=0"},
+		// Without pods: to a daemon that has never been there, those of an earlier
+		// one are somebody else's in the network.
+		Nodes: 1, Mode: lab.IPv4, Dir: dir, Daemon: o.Daemon, Config: networkConfig, NoPods: true,
 	})
 	if err != nil {
 		return r, err
@@ -148,6 +150,10 @@ func Run(ctx context.Context, o Options) (r Result, err error) {
 		return r, err
 	}
 	r.Began = time.Now()
+	o.Progress("throughput")
+	if r.Throughput, err = measureThroughput(ctx, o, dir); err != nil {
+		return r, fmt.Errorf("throughput: %w", err)
+	}
 	for _, n := range slices.Sorted(slices.Values(o.Peers)) {
 		s, err := b.size(ctx, n)
 		if err != nil {

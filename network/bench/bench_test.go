@@ -64,6 +64,11 @@ func TestRunMeasuresAllThereIs(t *testing.T) {
 			t.Errorf("%d peers: %+v", s.Peers, s)
 		}
 	}
+	for name, took := range map[string]Sample{"tunnel": r.Throughput.Tunnel, "direct": r.Throughput.Direct, "underlay": r.Throughput.Underlay} {
+		if rate := perSecond(took); !(rate > 1e6 && rate < 1e12) {
+			t.Errorf("throughput, %s: %v, %g b/s", name, took, rate)
+		}
+	}
 	dir := t.TempDir()
 	if err := r.Write(dir, "ripstopd of a test", "name  sec/op"); err != nil {
 		t.Fatal(err)
@@ -72,7 +77,7 @@ func TestRunMeasuresAllThereIs(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, want := range []string{"| peers | 3 | 120 |", "**cold start**", "bare sender", "ripstopd of a test", "name  sec/op", picture} {
+	for _, want := range []string{"| peers | 3 | 120 |", "**cold start**", "bare sender", "ripstopd of a test", "name  sec/op", picture, "pod to pod over the tunnel"} {
 		if !strings.Contains(string(page), want) {
 			t.Errorf("the page lacks %q:\n%s", want, page)
 		}
@@ -116,11 +121,15 @@ func TestGoalsTellWhatDoesNotHold(t *testing.T) {
 		"slower change":  {func(s *Size) { s.Join.Kernel = Sample{3 * time.Millisecond} }, 1},
 		"slowest change": {func(s *Size) { s.Move.Kernel = append(make(Sample, 99), 6*time.Millisecond) }, 1},
 		"memory":         {func(s *Size) { s.Restarted.Now = 91e6 }, 1},
+		"tunnel":         {func(*Size) {}, 1},
 		"idle":           {func(s *Size) { s.Idle = 0.001 }, 1},
 	} {
 		most := good(60_000)
 		tc.spoil(&most)
-		r := Result{Sizes: []Size{good(100), good(1000), most}}
+		r := Result{Sizes: []Size{good(100), good(1000), most}, Throughput: Throughput{Tunnel: Sample{100}, Direct: Sample{95}}}
+		if name == "tunnel" {
+			r.Throughput.Tunnel[0] = 104
+		}
 		failed := ""
 		n := 0
 		for _, g := range r.goals() {
@@ -131,6 +140,20 @@ func TestGoalsTellWhatDoesNotHold(t *testing.T) {
 		}
 		if n != tc.fails {
 			t.Errorf("%s: %d fail, want %d:%s", name, n, tc.fails, failed)
+		}
+	}
+}
+
+// TestPlotOfAnything: also of few numbers of peers, or of none that is drawn.
+func TestPlotOfAnything(t *testing.T) {
+	for _, peers := range [][]int{{3}, {100}, {3, 1000}, {100, 60_000}} {
+		var r Result
+		for _, n := range peers {
+			r.Sizes = append(r.Sizes, Size{Peers: n, Cold: Sample{time.Duration(n) * time.Millisecond}, Warm: Sample{time.Second}})
+		}
+		var out strings.Builder
+		if err := r.Plot(&out); err != nil || !strings.Contains(out.String(), "</svg>") {
+			t.Errorf("%v: %v", peers, err)
 		}
 	}
 }

@@ -3,6 +3,7 @@ package bench
 import (
 	"context"
 	"errors"
+	"math/rand/v2"
 	"sync"
 	"time"
 
@@ -25,8 +26,8 @@ var (
 const (
 	// singles is how many single changes of each kind there are.
 	singles = 200
-	// between is the pause between two of them.
-	between = 12 * time.Millisecond
+	// between is the longest pause between two of them.
+	between = 25 * time.Millisecond
 	// changeLimit bounds one change, burstLimit one burst.
 	changeLimit = 30 * time.Second
 	burstLimit  = 5 * time.Minute
@@ -94,7 +95,7 @@ func (b *run) changes(ctx context.Context, s *Size) (err error) {
 			{b.peers.moved(n), b.store.put, fdbSet, &s.Move},
 			{b.peers.at(n), b.store.remove, fdbGone, &s.Leave},
 		} {
-			if err := pause(ctx, between); err != nil {
+			if err := pause(ctx, rand.N(between)); err != nil {
 				return err
 			}
 			if err := b.change(ctx, heard, seen, step.op(step.lease), step.last, step.to); err != nil {
@@ -116,6 +117,7 @@ func (b *run) change(ctx context.Context, heard *listener, seen *sightings, op c
 	before := heard.count(last)
 	began := time.Now()
 	resp, err := b.store.client.Do(ctx, op)
+	answered := time.Now()
 	if err != nil {
 		return err
 	}
@@ -134,6 +136,9 @@ func (b *run) change(ctx context.Context, heard *listener, seen *sightings, op c
 		return err
 	}
 	// The daemon may have been told before this process was.
+	if answered.Before(known) {
+		known = answered
+	}
 	to.Kernel = append(to.Kernel, max(0, done.Sub(known)))
 	to.Whole = append(to.Whole, done.Sub(began))
 	return nil
@@ -181,7 +186,7 @@ func (b *run) burst(ctx context.Context, leases []subnet.Lease, op func(subnet.L
 		return err
 	}
 	began := time.Now()
-	_, err = b.store.do(ctx, leases, op)
+	err = b.store.each(ctx, leases, op)
 	*writes = append(*writes, time.Since(began))
 	done := began
 	if err == nil {

@@ -2,6 +2,7 @@ package bench
 
 import (
 	"fmt"
+	"slices"
 	"time"
 )
 
@@ -18,9 +19,8 @@ const (
 	// reading of the list is added.
 	coldRatio = 1.5
 	// growth is how much more a peer may cost among the most peers than among
-	// growthFrom.
-	growth     = 1.5
-	growthFrom = 1_000
+	// each number of growthFrom.
+	growth = 1.5
 	// removeRatio is how many times the adding the removing may take.
 	removeRatio = 2
 	// warmLimit is for warmPeers.
@@ -31,12 +31,21 @@ const (
 	changeRatio     = 2
 	changeFrom      = 100
 	changeLimitMost = 5 * time.Millisecond
+	// tunnelRatio is how much of a direct route's throughput the tunnel is to have.
+	tunnelRatio = 0.93
 	// idleLimit is a part of a processor.
 	idleLimit = 0.0005
 )
 
-// memoryLimits are in bytes, by the number of peers.
-var memoryLimits = map[int]uint64{3: 25e6, 10_000: 40e6, 60_000: 90e6}
+var growthFrom = []int{1_000, 10_000}
+
+// memoryLimit is in bytes, up to that number of peers.
+type memoryLimit struct {
+	peers int
+	bytes uint64
+}
+
+var memoryLimits = []memoryLimit{{3, 25e6}, {10_000, 40e6}, {60_000, 90e6}}
 
 // goals are those that the numbers of peers of a run can show.
 func (r Result) goals() []goal {
@@ -57,10 +66,13 @@ func (r Result) goals() []goal {
 		add(s.Cold.Median() <= limit, "cold start, "+thousands(s.Peers)+" peers",
 			fmt.Sprintf("%.1f × %s + list = %s", coldRatio, s.Floors[0].Tool, duration(limit)), duration(s.Cold.Median()))
 	}
-	if from, ok := at[growthFrom]; ok && most.Peers > growthFrom {
-		per, before := most.Cold.Median()/time.Duration(most.Peers), from.Cold.Median()/growthFrom
-		add(float64(per) <= growth*float64(before), "cold start per peer, "+thousands(most.Peers)+" : "+thousands(growthFrom),
-			fmt.Sprintf("%.1f × %s", growth, duration(before)), duration(per)+", "+times(per, before))
+	// At the least of them the start of the process is a part of it.
+	for _, n := range growthFrom {
+		if from, ok := at[n]; ok && most.Peers > n {
+			per, before := most.Cold.Median()/time.Duration(most.Peers), from.Cold.Median()/time.Duration(n)
+			add(float64(per) <= growth*float64(before), "cold start per peer, "+thousands(most.Peers)+" : "+thousands(n),
+				fmt.Sprintf("%.1f × %s", growth, duration(before)), duration(per)+", "+times(per, before))
+		}
 	}
 	for _, s := range r.Sizes {
 		if s.Peers < 1000 {
@@ -93,11 +105,11 @@ func (r Result) goals() []goal {
 		add(p99 <= changeLimitMost, fmt.Sprintf("one %s, %s peers (p99)", c.name, thousands(most.Peers)), duration(changeLimitMost), duration(p99))
 	}
 	for _, s := range r.Sizes {
-		limit, ok := memoryLimits[s.Peers]
-		if !ok {
+		i := slices.IndexFunc(memoryLimits, func(l memoryLimit) bool { return s.Peers <= l.peers })
+		if i < 0 {
 			continue
 		}
-		now := max(s.Settled.Now, s.Burdened.Now, s.Restarted.Now)
+		now, limit := max(s.Settled.Now, s.Burdened.Now, s.Restarted.Now), memoryLimits[i].bytes
 		add(now <= limit, "resident memory, "+thousands(s.Peers)+" peers", megabytes(limit), megabytes(now))
 	}
 	for _, s := range r.Sizes {
@@ -105,5 +117,7 @@ func (r Result) goals() []goal {
 			add(s.Idle <= idleLimit, "idle, "+thousands(s.Peers)+" peers", fmt.Sprintf("%.2f %% of a processor", 100*idleLimit), fmt.Sprintf("%.3f %%", 100*s.Idle))
 		}
 	}
+	ratio := perSecond(r.Throughput.Tunnel) / perSecond(r.Throughput.Direct)
+	add(ratio >= tunnelRatio, "throughput, tunnel : direct route", fmt.Sprintf("at least %.2f", tunnelRatio), fmt.Sprintf("%.2f", ratio))
 	return out
 }

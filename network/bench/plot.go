@@ -70,6 +70,11 @@ func (r Result) Plot(to io.Writer) error {
 		p.Add(drawn, marks)
 		p.Legend.Add(l.name, drawn)
 	}
+	// A logarithmic axis of one point, or of none, cannot be drawn.
+	p.X.Min, p.X.Max = min(p.X.Min, leastPlotted), max(p.X.Max, 10*leastPlotted)
+	if p.Y.Min >= p.Y.Max {
+		p.Y.Min, p.Y.Max = 0.001, 1
+	}
 	canvas := vgsvg.New(18*vg.Centimeter, 11*vg.Centimeter)
 	p.Draw(draw.New(canvas))
 	if _, err := canvas.WriteTo(to); err != nil {

@@ -74,13 +74,31 @@ func (r Result) Page(out io.Writer, version, parts string) error {
 	w.line("- *Cold start* is from the start of the process until it says that it is ready, on a host that holds nothing, for")
 	w.line("  a node of which etcd has no record; afterwards the kernel is read and holds the entries of all peers. *Warm")
 	w.line("  restart* is the same where the kernel holds them already; *announcements* are the kernel's, of any change on the device.")
-	w.line("- *One change* is from the moment at which another client of etcd sees it until the kernel announces the last entry,")
-	w.line("  over %d changes; *from the write* begins before the record is sent to etcd.", len(r.Sizes[len(r.Sizes)-1].Join.Kernel))
-	w.line("- A *burst* is from the first write to etcd, %d records in a transaction, until the last entry; the writing alone", perWrite)
-	w.line("  is in brackets. (The daemon runs with `--peer-grace=0` here: with few peers a burst of leaves looks like a wiped etcd.)")
+	w.line("- *One change* is from the moment at which another client of etcd sees it, or has the answer to its write, until the")
+	w.line("  kernel announces the last entry, over %d changes 0 to %d ms apart; *from the write* begins before the record is sent", len(r.Sizes[len(r.Sizes)-1].Join.Kernel), between.Milliseconds())
+	w.line("  to etcd.")
+	w.line("- A *burst* is from the first write to etcd, each record a revision of its own and %d under way at once, until the", writers)
+	w.line("  last entry; the writing alone is in brackets.")
 	w.line("- *Wanting all* and *wanting nothing* are the daemon's own code without etcd: the difference from nothing to all")
 	w.line("  entries and its execution, and back.")
+	w.line("- IPv4 alone: with both families a peer has twice the entries.")
 	w.line("- Memory is resident memory (VmRSS) with the program's own pages, 1 MB = 1,000,000 bytes.")
+	w.line("")
+	w.line("## Throughput")
+	w.line("")
+	w.line("One TCP connection between two hosts of this machine, whose two processors do all the work, also that")
+	w.line("of the wire; %d turns of each way, one after another. MTU 1500 between hosts, 1450 in the tunnel.", len(r.Throughput.Tunnel))
+	w.line("")
+	w.line("| way | Gb/s |")
+	w.line("|---|--:|")
+	for _, of := range []struct {
+		name string
+		took Sample
+	}{
+		{"host to host", r.Throughput.Underlay}, {"pod to pod by a direct route", r.Throughput.Direct}, {"pod to pod over the tunnel", r.Throughput.Tunnel},
+	} {
+		w.line("| %s | %.1f ±%.0f %% |", of.name, perSecond(of.took)/1e9, 50*of.took.Spread())
+	}
 	if parts != "" {
 		w.line("")
 		w.line("## Parts")
@@ -93,6 +111,9 @@ func (r Result) Page(out io.Writer, version, parts string) error {
 	}
 	return w.err
 }
+
+// perSecond is the rate in bits a second of what takes so long for a gigabyte.
+func perSecond(gigabyte Sample) float64 { return 8e9 / gigabyte.Median().Seconds() }
 
 // row is one line of the table. Its value may be empty.
 type row struct {

@@ -5,10 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
+	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 
 	"github.com/ripstop-net/ripstop/network/lab"
@@ -27,6 +29,8 @@ const (
 	recordsKey = lab.Prefix + "/subnets/"
 	// perWrite is the number of records in one transaction; etcd takes 128.
 	perWrite = 100
+	// writers is how many write at once in a burst.
+	writers = 64
 	// perRead is the number of records in one page of a listing.
 	perRead = 2000
 	// leaseSeconds outlasts every run.
@@ -63,6 +67,23 @@ func (s *store) put(l subnet.Lease) clientv3.Op {
 
 func (s *store) remove(l subnet.Lease) clientv3.Op {
 	return clientv3.OpDelete(recordsKey + l.Subnets.Key())
+}
+
+// each carries out one op for each lease as so many nodes would: each is a
+// revision of its own, and many are under way at once.
+func (s *store) each(ctx context.Context, leases []subnet.Lease, op func(subnet.Lease) clientv3.Op) error {
+	g, ctx := errgroup.WithContext(ctx)
+	for part := range slices.Chunk(leases, (len(leases)+writers-1)/writers) {
+		g.Go(func() error {
+			for _, l := range part {
+				if _, err := s.client.Do(ctx, op(l)); err != nil {
+					return fmt.Errorf("write a record: %w", err)
+				}
+			}
+			return nil
+		})
+	}
+	return g.Wait()
 }
 
 // do carries out one op for each lease, as fast as etcd takes them, and returns

@@ -35,6 +35,8 @@ var hostFaults = []fault{
 		return n.LinkSetHardwareAddr(v, net.HardwareAddr{2, 0, 0, 0, 0, 1})
 	})},
 	{name: "device given another MTU", breaks: nobody, do: toDevices(func(n *netlink.Handle, v *netlink.Vxlan) error { return n.LinkSetMTU(v, 1300) })},
+	{name: "device's forwarding turned off", breaks: allPeers, do: toDevicesIn(func(v *netlink.Vxlan) error { return setSysctl("ipv4/conf/"+v.Name+"/forwarding", "0") })},
+	{name: "device's rp_filter made strict", breaks: nobody, do: toDevicesIn(func(v *netlink.Vxlan) error { return setSysctl("ipv4/conf/"+v.Name+"/rp_filter", "1") })},
 	{name: "device made again with another VNI", breaks: allPeers, do: remade(func(v *netlink.Vxlan, _ int) { v.VxlanId = 77 })},
 	{name: "device made again, learning", breaks: allPeers, do: remade(func(v *netlink.Vxlan, _ int) { v.Learning = true })},
 	{name: "device made again, bound to eth0", breaks: allPeers, do: remade(func(v *netlink.Vxlan, lower int) { v.VtepDevIndex = lower })},

@@ -47,6 +47,7 @@ func (s *faultSuite) storeFaults(t *testing.T) {
 		{"peer restarted at another address and back", onePeer, (*storeLab).peerMoved},
 		{"route and FDB entry deleted while etcd is away", onePeer, (*storeLab).driftWhileAway},
 		{"etcd wiped, config written again", nobody, (*storeLab).wiped},
+		{"etcd wiped, a peer never comes back", nobody, (*storeLab).wipedForGood},
 		{"own record deleted", allPeers, (*storeLab).recordDeleted},
 		{"own etcd lease revoked", allPeers, (*storeLab).leaseRevoked},
 		{"compaction while cut off from etcd", nobody, (*storeLab).compactedWhileCutOff},
@@ -220,6 +221,37 @@ func (l *storeLab) wiped(t *testing.T) time.Duration {
 			t.Errorf("%s is not what it was:\n%s", h.Name, differs(h, before[i]))
 		}
 	}
+	return took
+}
+
+// graceInTests is how long the first host holds peers where that is waited for, to
+// the end.
+const graceInTests = 3 * time.Second
+
+// wipedForGood gives the time for which a peer is held that does not claim its subnet
+// again. The others, who do, are to be there all the while.
+func (l *storeLab) wipedForGood(t *testing.T) time.Duration {
+	l.must(t, l.put(t, ghostKey, ghostRecord(0)))
+	l.until(t, l.faultSuite.store, "the record is known", func() bool { return l.knowsGhost(0) })
+	l.first.DaemonArgs = []string{"--peer-grace=" + graceInTests.String()}
+	l.must(t, l.first.RestartDaemon(t.Context(), unix.SIGTERM))
+	l.must(t, l.Etcd.Wipe(t.Context()))
+	began := time.Now()
+	l.must(t, l.SetConfig(t.Context(), UsualConfig(l.Mode())))
+	l.until(t, l.faultSuite.store, "all have claimed their subnets again", l.followed)
+	l.until(t, graceInTests+l.faultSuite.store, "the peer is held no longer", func() bool {
+		// Whatever is written has the daemon look how late it is.
+		_, err := l.store.Put(t.Context(), Prefix+"/config", UsualConfig(l.Mode()))
+		return err == nil && l.ghostIsGone()
+	})
+	took := time.Since(began)
+	if took < graceInTests {
+		t.Errorf("the peer was held for %s, want %s", took, graceInTests)
+	}
+	l.must(t, l.put(t, ghostKey, ghostRecord(0))) // The other hosts hold it for longer.
+	l.forgetGhost(t)
+	l.first.DaemonArgs = nil
+	l.must(t, l.first.RestartDaemon(t.Context(), unix.SIGTERM))
 	return took
 }
 

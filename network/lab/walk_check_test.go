@@ -37,7 +37,7 @@ func (w *walk) healed() (took time.Duration, err error) {
 	if err := errors.Join(w.setPulse(), w.untilPlanned(time.Now())); err != nil {
 		return took, fmt.Errorf("what was written afterwards is not heard of: %w", err)
 	}
-	m, err := w.lab.Matrix(w.t.Context(), walkLimit)
+	m, err := w.lab.Matrix(w.t.Context(), *walkLimit)
 	if err = errors.Join(err, m.Err()); err != nil {
 		return took, err
 	}
@@ -54,8 +54,8 @@ func (w *walk) untilPlanned(after time.Time) error {
 		if err == nil {
 			return nil
 		}
-		if time.Since(after) > walkLimit {
-			return fmt.Errorf("not healed within %s: %w", walkLimit, err)
+		if time.Since(after) > *walkLimit {
+			return fmt.Errorf("not healed within %s: %w", *walkLimit, err)
 		}
 		time.Sleep(20 * time.Millisecond)
 	}
@@ -86,7 +86,7 @@ func (w *walk) unmoved() error {
 		heard := ear.heard(w.t)
 		ear.close()
 		heard = slices.DeleteFunc(heard, func(a announcement) bool {
-			if bytes.Contains(a.body, pulseMACs[0]) || bytes.Contains(a.body, pulseMACs[1]) {
+			if slices.ContainsFunc(ofPulse, func(part []byte) bool { return bytes.Contains(a.body, part) }) {
 				return true
 			}
 			switch a.kind {
@@ -136,9 +136,9 @@ func (w *walk) audited() error {
 // asPlanned tells how the store's records or the hosts' kernels differ from what
 // they should be: each node has the record of its first subnet and no other, and
 // each kernel has exactly what a new plan made of these records says, and what
-// the records themselves say.
+// the records themselves say; and each guard lets in their holders alone.
 func (w *walk) asPlanned() error {
-	ctx, cancel := context.WithTimeout(w.t.Context(), walkLimit)
+	ctx, cancel := context.WithTimeout(w.t.Context(), *walkLimit)
 	defer cancel()
 	answer, err := w.store.Get(ctx, Prefix+"/", clientv3.WithPrefix())
 	if err != nil {
@@ -174,8 +174,10 @@ func (w *walk) asPlanned() error {
 	for _, h := range w.lab.Hosts {
 		if err := w.hostAsPlanned(ctx, h, cfg, leases); err != nil {
 			errs = append(errs, err)
-		} else if want := walkPicture(h, records); !looksLike(h, want) {
+		} else if want := walkPicture(h, records, w.direct); !looksLike(h, want) {
 			errs = append(errs, fmt.Errorf("%s: the kernel differs from the records: %s", h.Name, differs(h, want)))
+		} else if err := w.guardAsPlanned(h, records); err != nil {
+			errs = append(errs, err)
 		}
 	}
 	want := len(w.lab.Hosts) + 1
@@ -231,7 +233,7 @@ func walkPlan(h *Host, cfg subnet.Config, leases []subnet.Lease, own subnet.Subn
 	}
 	node, id := plan.Self{Node: h.Name, Subnets: own}, subnet.Identity{Node: h.Name}
 	for _, f := range cfg.Families() {
-		node.Underlay[f] = plan.Underlay{Interface: hostInterface, Addr: h.Address(f), MTU: underlayMTU}
+		node.Underlay[f] = plan.Underlay{Interface: hostInterface, Addr: h.Address(f), MTU: underlayMTU, OnLink: []netip.Prefix{h.at.prefix(f, h.number).Masked()}}
 		id.PublicIP[f] = h.Address(f)
 	}
 	self := opts.Planner(node)
@@ -281,8 +283,9 @@ func readWalkRecord(key string, value []byte) (r walkRecord, err error) {
 }
 
 // walkPicture is the picture of a host that the records ask for, drawn without
-// the daemon's planner: so that an error of that one's is seen.
-func walkPicture(h *Host, records []walkRecord) []string {
+// the daemon's planner: so that an error of that one's is seen. With direct routes
+// whoever is on the host's link is reached by these.
+func walkPicture(h *Host, records []walkRecord, direct bool) []string {
 	var out []string
 	for i, dev := range []string{"ripstop.1", "ripstop-v6.1"} {
 		bits, metric := []int{32, 128}[i], []int{0, 1024}[i]
@@ -292,7 +295,11 @@ func walkPicture(h *Host, records []walkRecord) []string {
 			base := e.subnet.Addr()
 			if r.node == h.Name {
 				out = append(out, fmt.Sprintf("device %s vni 1 port 8472 local %s lower 0 learning false mac %s mtu %d up true", dev, e.public, e.mac, mtu),
-					fmt.Sprintf("addrgenmode 1 dev %s", dev), fmt.Sprintf("address %s/%d dev %s", base, bits, dev))
+					fmt.Sprintf("addrgenmode 1 dev %s", dev), fmt.Sprintf("forwarding 1 dev %s", dev), fmt.Sprintf("rp_filter 2 dev %s", dev), fmt.Sprintf("address %s/%d dev %s", base, bits, dev))
+				continue
+			}
+			if link := h.at.prefix(subnet.FamilyOf(base), h.number).Masked(); direct && link.Contains(e.public) {
+				out = append(out, fmt.Sprintf("route %s via %s dev %s metric %d table 254 mtu 0", e.subnet, e.public, hostInterface, metric))
 				continue
 			}
 			gateway := base

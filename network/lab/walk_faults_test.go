@@ -9,6 +9,7 @@ import (
 	"net"
 	"slices"
 	"strings"
+	"testing"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -16,7 +17,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ripstop-net/ripstop/backend"
-	"github.com/ripstop-net/ripstop/backend/kernel"
 	"github.com/ripstop-net/ripstop/backend/vxlan"
 	"github.com/ripstop-net/ripstop/subnet"
 )
@@ -44,6 +44,7 @@ const (
 	noOverlay walkReach = iota
 	ownOverlay
 	allOverlays
+	ownDirect // Its direct routes, if it has such.
 )
 
 func onDaemon(h *Host) []string { return []string{h.Name} }
@@ -89,6 +90,15 @@ var walkFaults = []walkFault{
 	{"addresses deleted", onNothing, ownOverlay, "", deleteKinds(backend.KindAddress)},
 	{"entries deleted", onNothing, ownOverlay, "",
 		deleteKinds(backend.KindAddress, backend.KindFDB, backend.KindNeighbour, backend.KindNexthop, backend.KindRoute)},
+	{"FDB entries led elsewhere", onNothing, ownOverlay, "", changeKind(backend.KindFDB, fdbElsewhere)},
+	{"neighbours given another MAC", onNothing, ownOverlay, "", changeKind(backend.KindNeighbour, neighbourElsewhere)},
+	{"routes given an MTU", onNothing, ownOverlay, "", changeKind(backend.KindRoute, routeWithMTU)},
+	{"direct routes led elsewhere", onNothing, ownDirect, "", changeKind(backend.KindRoute, routeElsewhere)},
+	{"FDB entry added", onNothing, ownOverlay, "", addStrange(backend.KindFDB)},
+	{"neighbour added", onNothing, ownOverlay, "", addStrange(backend.KindNeighbour)},
+	{"nexthop added", onNothing, ownOverlay, "", addStrange(backend.KindNexthop)},
+	{"route added", onNothing, ownOverlay, "", addStrange(backend.KindRoute)},
+	{"address added", onNothing, ownOverlay, "", addStrange(backend.KindAddress)},
 	{"entries deleted, which is not announced", onDaemon, ownOverlay, "", deleteUnannounced},
 
 	{"device down", onNothing, ownOverlay, "", toDevice((*netlink.Handle).LinkSetDown)},
@@ -102,9 +112,20 @@ var walkFaults = []walkFault{
 	{"device with another MAC", onNothing, ownOverlay, "", toDevice(func(n *netlink.Handle, l netlink.Link) error {
 		return n.LinkSetHardwareAddr(l, []byte{2, 1, 2, 3, 4, 5})
 	})},
+	{"device with another local address", onNothing, ownOverlay, "", changeKind(backend.KindDevice, deviceWithLocal)},
 	{"device deleted", onNothing, ownOverlay, "", toDevice((*netlink.Handle).LinkDel)},
 	{"device made again otherwise", onNothing, ownOverlay, "", remakeDevice},
 	{"carrier lost", onLink, noOverlay, "", loseUplink},
+	{"underlay's interface down and up", onLink, ownDirect, "", toUnderlay(flapUnderlay)},
+	{"underlay's interface bounced with its addresses", onLink, ownDirect, "", toUnderlay(bounceUnderlay)},
+	{"underlay's interface made again", onLink, ownDirect, "", toUnderlay(remakeUnderlay)},
+	{"underlay's IPv4 addresses flushed and given back", onLink, ownDirect, "", toUnderlay(flushUnderlay)},
+
+	{"rules flushed", onNothing, noOverlay, "", harmGuard(flushRuleset)},
+	{"guard deleted", onNothing, noOverlay, "", harmGuard(deleteGuard)},
+	{"guard's rule deleted", onNothing, noOverlay, "", harmGuard(deleteGuardRule)},
+	{"peers taken out of the guard", onNothing, noOverlay, "", harmGuard(keepOutPeers)},
+	{"stranger put into the guard", onNothing, noOverlay, "", harmGuard(letInStranger)},
 }
 
 func endDaemon(sig unix.Signal) walkDeed {
@@ -192,6 +213,9 @@ const pulseKey = "10.5.254.0-24&fd00:10:5:fffe::-64"
 // pulseMACs are the MACs of the pulse, by family.
 var pulseMACs = [2]net.HardwareAddr{{2, 'p', 'u', 'l', 's', 4}, {2, 'p', 'u', 'l', 's', 6}}
 
+// ofPulse is what announcements of its entries have: a MAC, or its subnet.
+var ofPulse = [][]byte{pulseMACs[0], pulseMACs[1], {10, 5, 254, 0}, {0xfd, 0, 0, 0x10, 0, 5, 0xff, 0xfe}}
+
 func (w *walk) setPulse() error {
 	record := fmt.Sprintf(`{"PublicIP":"10.99.0.%d","PublicIPv6":"fd99::%d","BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":%q},`+
 		`"BackendV6Data":{"VNI":1,"VtepMAC":%q},"Node":"pulse"}`, 210+w.pulse, 210+w.pulse, pulseMACs[0], pulseMACs[1])
@@ -247,29 +271,9 @@ func changeBehindItsBack(w *walk, h *Host, r *rand.Rand) (func() error, error) {
 // family or both, in an order of the random's own.
 func deleteKinds(kinds ...backend.Kind) walkDeed {
 	return func(w *walk, h *Host, r *rand.Rand) (func() error, error) {
-		k, err := kernel.OpenAt(h.Namespace.file, vxlan.OwnsDevice)
-		if err != nil {
-			return nil, err
-		}
-		defer k.Close()
-		have, err := k.Dump(w.t.Context())
-		if err != nil {
-			return nil, err
-		}
-		family := r.IntN(3)
-		var ops []backend.Op
-		for e := range have.All() {
-			v6 := e.On() == vxlan.DeviceName(subnet.V6, vxlanVNI)
-			if slices.Contains(kinds, e.Kind()) && (family == 2 || v6 == (family == 1)) {
-				ops = append(ops, backend.Op{Verb: backend.Delete, Entry: e})
-			}
-		}
-		slices.SortFunc(ops, func(a, b backend.Op) int { return strings.Compare(a.String(), b.String()) })
-		r.Shuffle(len(ops), func(i, j int) { ops[i], ops[j] = ops[j], ops[i] })
-		most := []int{1, (len(ops) + 1) / 2, len(ops)}[r.IntN(3)]
-		// What the daemon or the kernel was faster to delete does not matter.
-		k.Apply(w.t.Context(), ops[:min(most, len(ops))])
-		return nil, nil
+		return nil, harmEntries(w, h, r, func(e backend.Entry, _ subnet.Family) (backend.Op, bool) {
+			return backend.Op{Verb: backend.Delete, Entry: e}, slices.Contains(kinds, e.Kind())
+		})
 	}
 }
 
@@ -408,6 +412,33 @@ func remakeDevice(w *walk, h *Host, r *rand.Rand) (func() error, error) {
 		}
 		return n.LinkSetUp(again)
 	})(w, h, r)
+}
+
+// toUnderlay is a fault of the fault suite that is over when it returns.
+func toUnderlay(do func(*testing.T, *Lab, *Host) error) walkDeed {
+	return func(w *walk, h *Host, _ *rand.Rand) (func() error, error) { return nil, do(w.t, w.lab, h) }
+}
+
+// bounceUnderlay takes the interface down and up at once. With its addresses it
+// keeps what else would tell that IPv4 routes went.
+func bounceUnderlay(t *testing.T, l *Lab, h *Host) error {
+	keep := func(value string) error {
+		return h.Namespace.Do(func() error { return setSysctl("ipv6/conf/"+hostInterface+"/keep_addr_on_down", value) })
+	}
+	if err := keep("1"); err != nil {
+		return err
+	}
+	err := h.Namespace.netlink(func(n *netlink.Handle) error {
+		link, err := n.LinkByName(hostInterface)
+		if err != nil {
+			return err
+		}
+		if err := n.LinkSetDown(link); err != nil {
+			return err
+		}
+		return configure(n, hostInterface, nil, l.underlay.prefixes(h.at, gatewayNumber))
+	})
+	return errors.Join(err, keep("0"), h.Namespace.awaitUp(t.Context(), hostInterface))
 }
 
 // loseUplink takes the host's link to the underlay away.

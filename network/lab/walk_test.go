@@ -6,6 +6,7 @@ import (
 	"flag"
 	"fmt"
 	"math/rand/v2"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -20,12 +21,11 @@ var (
 	walkSeed  = flag.Uint64("walk.seed", 0, "seed of the random walk, 0 for one of the clock's")
 	walkSteps = flag.Int("walk.steps", 15, "bursts of faults in the random walk")
 	walkTime  = flag.Duration("walk.time", 0, "time after which the random walk takes no more steps, 0 for never")
+	walkOnly  = flag.String("walk.only", "", "regular expression of the faults in the random walk, empty for all")
+	// An entry that is hit again and again is mended after pauses of up to 5 s, and
+	// a start without the store waits 3 s for it.
+	walkLimit = flag.Duration("walk.limit", 20*time.Second, "time that the last fault of a burst is given to be healed")
 )
-
-// walkLimit is the time that a burst's last fault is given to be healed. An
-// entry that is hit again and again is mended after pauses of up to 5 s, and a
-// start without the store waits 3 s for it.
-const walkLimit = 20 * time.Second
 
 // walkAuditEvery is how often the daemons of the audited hosts compare the kernel
 // with what it announced. The others' would mend within a step what the loop
@@ -47,6 +47,12 @@ type walk struct {
 	wentAt      time.Time
 	// pulse says where the other peer of that kind is, 0 or 1.
 	pulse int
+	// direct tells whether hosts on one link reach each other directly.
+	direct bool
+	// menu are the faults to draw from.
+	menu []walkFault
+	// guards are the hosts' rules as they were at first.
+	guards map[*Host][]string
 	// logged says how far the hosts' logs have been read, in bytes.
 	logged map[*Host]int64
 
@@ -61,7 +67,7 @@ type walk struct {
 
 // ask asks etcd until it answers: a client that lost it comes back in its own time.
 func (w *walk) ask(request func(context.Context) error) error {
-	for end := time.Now().Add(walkLimit); ; {
+	for end := time.Now().Add(*walkLimit); ; {
 		ctx, cancel := context.WithTimeout(w.t.Context(), 2*time.Second)
 		err := request(ctx)
 		cancel()
@@ -86,7 +92,7 @@ func (w *walk) burst(r *rand.Rand) {
 		w.last = time.Now()
 	}
 	for range 1 + r.IntN(4) {
-		f, h := walkFaults[r.IntN(len(walkFaults))], w.lab.Hosts[r.IntN(len(w.lab.Hosts))]
+		f, h := w.menu[r.IntN(len(w.menu))], w.lab.Hosts[r.IntN(len(w.lab.Hosts))]
 		own, pause := rand.New(rand.NewPCG(r.Uint64(), 0)), time.Duration(r.IntN(300))*time.Millisecond
 		if barred[f.name] || slices.ContainsFunc(f.on(h), func(target string) bool { return busy[target] }) {
 			continue
@@ -102,6 +108,10 @@ func (w *walk) burst(r *rand.Rand) {
 			w.move(h)
 		case allOverlays:
 			w.move(w.lab.Hosts...)
+		case ownDirect:
+			if w.direct {
+				w.move(h)
+			}
 		}
 		var mend func() error
 		do(name, func() (err error) {
@@ -134,17 +144,34 @@ func (w *walk) said() string { return strings.Join(w.steps, ", ") }
 
 // TestWalk puts bursts of random faults to five hosts. After each, every pair
 // talks, each kernel has exactly what the store's records ask for, no node has
-// another subnet than at first, no audit found anything, and no overlay moved that
-// had no cause to. -walk.seed replays the faults in their order, though not to the
-// millisecond.
-func TestWalk(t *testing.T) {
+// another subnet than at first, no guard lets in others than peers, no audit found
+// anything, and no overlay moved that had no cause to. -walk.seed replays the faults
+// in their order, though not to the millisecond; -walk.only draws from some alone.
+func TestWalk(t *testing.T) { takeWalk(t, false, Options{Nodes: 5, Mode: Dual}) }
+
+// TestWalkDirect is TestWalk with direct routes between four of the hosts; the fifth
+// is behind a router.
+func TestWalkDirect(t *testing.T) {
+	takeWalk(t, true, Options{Nodes: 5, Far: 1, Mode: Dual, Config: configWith(Dual, directRoutes)})
+}
+
+func takeWalk(t *testing.T, direct bool, opts Options) {
 	t.Parallel()
 	seed := *walkSeed
 	if seed == 0 {
 		seed = uint64(time.Now().UnixNano())
 	}
-	t.Logf("replay with: go test -run 'TestWalk$' ./network/lab -walk.seed=%d -walk.steps=%d", seed, *walkSteps)
-	w := &walk{t: t, lab: startLab(t, Options{Nodes: 5, Mode: Dual}), subnets: map[*Host]subnet.Subnets{}, logged: map[*Host]int64{}}
+	t.Logf("replay with: go test -run '%s$' ./network/lab -walk.seed=%d -walk.steps=%d -walk.only=%q", t.Name(), seed, *walkSteps, *walkOnly)
+	only, err := regexp.Compile(*walkOnly)
+	if err != nil {
+		t.Fatalf("-walk.only: %v", err)
+	}
+	w := &walk{t: t, direct: direct, subnets: map[*Host]subnet.Subnets{}, logged: map[*Host]int64{}, guards: map[*Host][]string{}}
+	w.menu = slices.DeleteFunc(slices.Clone(walkFaults), func(f walkFault) bool { return !only.MatchString(f.name) })
+	if len(w.menu) == 0 {
+		t.Fatalf("-walk.only=%q leaves nothing to do", *walkOnly)
+	}
+	w.lab = startLab(t, opts)
 	w.store = openStore(t, w.lab)
 	everyPairTalks(t, w.lab, talkLimit)
 	for i, h := range w.lab.Hosts {

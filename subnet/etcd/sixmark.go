@@ -15,8 +15,9 @@ import (
 // lease: its key is the IPv6 subnet, its value the last part of the record's key.
 // Claims of different subnets do not meet, however many there are at once.
 //
-// The mark decides between claims that run at once. What was there before, also
-// what another kind of daemon wrote, shows in the listing.
+// The mark decides between claims that run at once. What was there before shows in
+// the keys, also what a flannel wrote, which leaves no mark: one that claims in the
+// same moment is not seen.
 
 // sixMarkKey is where the mark of an IPv6 subnet stands.
 func (s *Store) sixMarkKey(of subnet.Subnets) string {
