@@ -288,15 +288,6 @@ func TestKeeperPutsBack(t *testing.T) {
 				t.Errorf("%s was put back after %s", key, took)
 			}
 		}
-		// The underlay goes over to another interface, and again before that was seen.
-		k.Move(subnet.PerFamily[string]{"eth2", "eth2"})
-		k.Move(subnet.PerFamily[string]{"eth1", "eth1"})
-		time.Sleep(2 * k.rest)
-		if got := value("ipv6/conf/eth1/accept_ra"); got != heedsAlways {
-			t.Errorf("accept_ra of the other interface is %d", got)
-		}
-		k.Move(subnet.PerFamily[string]{"eth0", "eth0"})
-		time.Sleep(2 * k.rest)
 		hand("ipv6/conf/eth0/accept_ra", false) // The kernel does not announce it.
 		time.Sleep(checkEvery + time.Second)
 		if got := value("ipv6/conf/eth0/accept_ra"); got != heedsAlways {
@@ -316,6 +307,45 @@ func TestKeeperPutsBack(t *testing.T) {
 		h.mu.Unlock()
 		if n := logs.Len(); n > 10 {
 			t.Errorf("%d lines: %v", n, logs.All())
+		}
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// TestKeeperFollowsTheUnderlay: where the host is made to forward again, the interface
+// goes on to hear its routers by which packets leave then.
+func TestKeeperFollowsTheUnderlay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := usual()
+		k := NewKeeper(h, h, zap.NewNop())
+		if _, err := k.Check(t.Context(), both()); err != nil {
+			t.Fatal(err)
+		}
+		if err := k.Set(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- k.Keep(ctx) }()
+		synctest.Wait()
+		k.Move(subnet.PerFamily[string]{"eth2", "eth2"}) // Of which nothing is seen: it goes on.
+		k.Move(subnet.PerFamily[string]{"eth1", "eth1"})
+		time.Sleep(k.pause)
+		if v, _ := h.Get(acceptRA("eth1")); v != heedsUnlessForwarding {
+			t.Errorf("without a need it is %d", v)
+		}
+		h.mu.Lock()
+		h.values[forwardingKey[subnet.V6]] = 0
+		h.mu.Unlock()
+		h.changed()
+		time.Sleep(k.pause)
+		one, _ := h.Get(acceptRA("eth1"))
+		forwards, _ := h.Get(forwardingKey[subnet.V6])
+		if one != heedsAlways || forwards != 1 {
+			t.Errorf("accept_ra is %d, forwarding is %d", one, forwards)
 		}
 		cancel()
 		if err := <-done; err != nil {
