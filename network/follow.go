@@ -38,6 +38,8 @@ type follower struct {
 	epoch            string
 
 	problems *problems
+	// gathered is what is to be told when no more changes follow at once.
+	gathered gathered
 	// text is the config as it was last seen in the store.
 	text string
 
@@ -121,16 +123,7 @@ func (f *follower) follow(c subnet.Change) {
 	if c.ConfigSet {
 		f.configChanged(c.Config)
 	}
-	held := f.held.Now
-	if f.apply(c) || c.Whole {
-		f.changed()
-	}
-	if c.Whole && c.Epoch != f.epoch || f.held.Now == 0 && held > 0 {
-		f.settled()
-	}
-	if c.Whole {
-		f.epoch = c.Epoch
-	}
+	f.apply(c)
 	if c.Whole || c.Empty() || slices.ContainsFunc(c.Gone, f.touchesOwn) {
 		select {
 		case f.kick <- struct{}{}:
@@ -141,6 +134,17 @@ func (f *follower) follow(c subnet.Change) {
 		if l.Node == f.node && l.Subnets == f.subnet {
 			f.tellRewritten(l)
 		}
+	}
+	if c.More {
+		return
+	}
+	g := f.gathered
+	f.gathered = gathered{}
+	if g.news || g.whole {
+		f.changed()
+	}
+	if g.settled {
+		f.settled()
 	}
 	f.problems.report(time.Now(), f.mirror.NewProblems(), f.mirror.Problem, f.mirror.Passed())
 }
@@ -171,11 +175,22 @@ func (f *follower) touchesOwn(key string) bool {
 	return false
 }
 
-// apply brings mirror and loop up to date. It tells whether peers changed.
-func (f *follower) apply(c subnet.Change) bool {
+// apply brings the mirror up to date, with each change at its own time, and then
+// loop and firewall, once for all changes that come together: an answer of etcd's
+// may have a thousand, and each would be a transaction of the firewall.
+func (f *follower) apply(c subnet.Change) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	deltas := f.mirror.Apply(time.Now(), c)
+	g, held := &f.gathered, f.held.Now
+	g.add(f.mirror.Apply(time.Now(), c))
+	g.news = f.reportHolds() || g.news
+	g.settled = g.settled || c.Whole && c.Epoch != f.epoch || f.held.Now == 0 && held > 0
+	if c.Whole {
+		g.whole, f.epoch = true, c.Epoch
+	}
+	if c.More {
+		return
+	}
 	unread, another := f.unread, false
 	if f.mirror.NewUnread() {
 		unread = f.mirror.Unread()
@@ -185,7 +200,7 @@ func (f *follower) apply(c subnet.Change) bool {
 		f.keep(slices.Concat(f.unread, unread))
 	}
 	if f.begun {
-		f.tell(deltas)
+		f.tell(g.deltas)
 	} else {
 		f.tellAll()
 	}
@@ -193,11 +208,10 @@ func (f *follower) apply(c subnet.Change) bool {
 		f.keep(unread)
 		f.unread = unread
 	}
-	if c.Whole {
+	if g.whole {
 		f.firewall.SetCareful(len(unread) > 0)
 		f.loop.SetCareful(false)
 	}
-	return f.reportHolds() || len(deltas) > 0
 }
 
 // keep makes loop and firewall leave alone what the kernel has for subnets of
