@@ -36,6 +36,8 @@ type follower struct {
 	changed, settled func()
 	epoch            string
 
+	// gathered is what is to be told when no more changes follow at once.
+	gathered gathered
 	// text is the config as it was last seen in the store.
 	text string
 
@@ -113,6 +115,10 @@ func (f *follower) tellAll() {
 func (f *follower) move(planner plan.Planner, self subnet.Identity, own []backend.Entry) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if f.begun { // By the plan that was owed until now.
+		f.tell(f.gathered.deltas)
+		f.gathered.deltas, f.gathered.at = nil, nil
+	}
 	before := f.planner
 	release, owe := slices.Clone(f.own), slices.Clone(own)
 	f.planner, f.own = planner, own
@@ -155,16 +161,7 @@ func (f *follower) follow(c subnet.Change) {
 	if c.ConfigSet {
 		f.configChanged(c.Config)
 	}
-	held := f.held.Now
-	if f.apply(c) || c.Whole {
-		f.changed()
-	}
-	if c.Whole && c.Epoch != f.epoch || f.held.Now == 0 && held > 0 {
-		f.settled()
-	}
-	if c.Whole {
-		f.epoch = c.Epoch
-	}
+	f.apply(c)
 	if c.Whole || c.Empty() || slices.ContainsFunc(c.Gone, f.touchesOwn) {
 		select {
 		case f.kick <- struct{}{}:
@@ -176,9 +173,27 @@ func (f *follower) follow(c subnet.Change) {
 			f.tellRewritten(l)
 		}
 	}
+	if c.More {
+		return
+	}
+	g := f.told()
+	if g.news || g.whole {
+		f.changed()
+	}
+	if g.settled {
+		f.settled()
+	}
+}
+
+// told returns what was gathered, which loop and firewall know by then, and says
+// what is wrong with records.
+func (f *follower) told() gathered {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	g := f.gathered
+	f.gathered = gathered{}
 	f.problems.report(time.Now(), f.mirror.NewProblems(), f.mirror.Problem, f.mirror.Passed())
+	return g
 }
 
 // tellRewritten puts a record where the last one may be that nobody took yet.
@@ -207,11 +222,22 @@ func (f *follower) touchesOwn(key string) bool {
 	return false
 }
 
-// apply brings mirror and loop up to date. It tells whether peers changed.
-func (f *follower) apply(c subnet.Change) bool {
+// apply brings the mirror up to date, with each change at its own time, and then
+// loop and firewall, once for all changes that come together: an answer of etcd's
+// may have a thousand, and each would be a transaction of the firewall.
+func (f *follower) apply(c subnet.Change) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	deltas := f.mirror.Apply(time.Now(), c)
+	g, held := &f.gathered, f.held.Now
+	g.add(f.mirror.Apply(time.Now(), c))
+	g.news = f.reportHolds() || g.news
+	g.settled = g.settled || c.Whole && c.Epoch != f.epoch || f.held.Now == 0 && held > 0
+	if c.Whole {
+		g.whole, f.epoch = true, c.Epoch
+	}
+	if c.More {
+		return
+	}
 	unread, another := f.unread, false
 	if f.mirror.NewUnread() {
 		unread = f.mirror.Unread()
@@ -221,7 +247,7 @@ func (f *follower) apply(c subnet.Change) bool {
 		f.keep(slices.Concat(f.unread, unread))
 	}
 	if f.begun {
-		f.tell(deltas)
+		f.tell(g.deltas)
 	} else {
 		f.tellAll()
 	}
@@ -229,11 +255,10 @@ func (f *follower) apply(c subnet.Change) bool {
 		f.keep(unread)
 		f.unread = unread
 	}
-	if c.Whole {
+	if g.whole {
 		f.firewall.SetCareful(len(unread) > 0)
 		f.loop.SetCareful(false)
 	}
-	return f.reportHolds() || len(deltas) > 0
 }
 
 // keep makes loop and firewall leave alone what the kernel has for subnets of

@@ -16,7 +16,7 @@ import (
 )
 
 // followerAmongMany is that of a node in 10.0.0.0/8, whose loop does not run.
-func followerAmongMany(t testing.TB) *follower {
+func followerAmongMany(t testing.TB) (*follower, *backendtest.Fake) {
 	t.Helper()
 	cfg, err := subnet.ParseConfig([]byte(`{"Network": "10.0.0.0/8", "Backend": {"Type": "vxlan"}}`))
 	if err != nil {
@@ -36,7 +36,8 @@ func followerAmongMany(t testing.TB) *follower {
 	}
 	p := prepared{config: cfg, self: self}
 	p.request.Self = subnet.Identity{Node: self.Node}
-	return newFollower(p, planner, converge.New(backendtest.NewFake(), zap.NewNop()), own, time.Minute, zap.NewNop())
+	kernel := backendtest.NewFake()
+	return newFollower(p, planner, converge.New(kernel, zap.NewNop()), own, time.Minute, zap.NewNop()), kernel
 }
 
 // oneOfMany is the n-th of many peers.
@@ -53,7 +54,7 @@ func oneOfMany(n int) subnet.Lease {
 // some cannot be read.
 func TestChangeCostsTheSameAmongManyProblems(t *testing.T) {
 	cost := func(problems int) time.Duration {
-		f := followerAmongMany(t)
+		f, _ := followerAmongMany(t)
 		c := subnet.Change{Whole: true, Epoch: "one", Revision: 1}
 		for n := range problems {
 			l := oneOfMany(n)

@@ -173,7 +173,9 @@ func (o observed) Watch(ctx context.Context, to func(subnet.Change)) error {
 	return o.Store.Watch(ctx, func(c subnet.Change) {
 		to(c)
 		o.view.heard(c)
-		o.view.count()
+		if !c.More {
+			o.view.count()
+		}
 	})
 }
 
