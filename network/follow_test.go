@@ -1,13 +1,16 @@
 package network
 
 import (
+	"context"
 	"fmt"
 	"net/netip"
+	"sync"
 	"testing"
 	"time"
 
 	"go.uber.org/zap"
 
+	"github.com/ripstop-net/ripstop/backend"
 	"github.com/ripstop-net/ripstop/backend/backendtest"
 	"github.com/ripstop-net/ripstop/backend/plan"
 	"github.com/ripstop-net/ripstop/backend/planners"
@@ -130,4 +133,73 @@ func TestEndOfHoldIsSavedAtOnce(t *testing.T) {
 	r.savesItsLease() // No other cause to save is left.
 	r.store.Put(second.Subnets.Key(), value, true)
 	r.eventually("it is saved that it is not", saved(false))
+}
+
+// TestMoveAmidAnAnswer: the underlay changes when a part of what etcd told at once
+// is applied and nobody has been told. What was owed by the old plan is given back.
+func TestMoveAmidAnAnswer(t *testing.T) {
+	cfg, err := subnet.ParseConfig([]byte(`{"Network": "10.0.0.0/8", "Backend": {"Type": "vxlan", "DirectRouting": true}}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	opts, err := planners.Parse(cfg.Backend)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, kernel := followerAmongMany(t)
+	at := func(addr, link string) (plan.Planner, []backend.Entry) {
+		self := plan.Self{Node: "node1"}
+		self.Subnets[subnet.V4] = netip.MustParsePrefix("10.255.255.0/24")
+		self.Underlay[subnet.V4] = plan.Underlay{
+			Interface: "eth0", Addr: netip.MustParseAddr(addr), MTU: 1500, OnLink: []netip.Prefix{netip.MustParsePrefix(link)},
+		}
+		planner := opts.Planner(self)
+		own, err := planner.Own()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return planner, own
+	}
+	if err := kernel.Link("eth0", backendtest.Make); err != nil {
+		t.Fatal(err)
+	}
+	f.planner, f.own = at("198.18.0.200", "198.18.0.0/24")
+	var running sync.WaitGroup
+	ctx, cancel := context.WithCancel(t.Context())
+	defer running.Wait()
+	defer cancel()
+	running.Go(func() {
+		if err := f.loop.Run(ctx); err != nil {
+			t.Error(err)
+		}
+	})
+	all := []subnet.Lease{oneOfMany(1), oneOfMany(2), oneOfMany(3), oneOfMany(300)}
+	f.follow(subnet.Change{Whole: true, Revision: 400, Leases: all})
+	if err := f.loop.WaitFor(ctx, 400); err != nil {
+		t.Fatal(err)
+	}
+
+	all[0].Endpoints[subnet.V4].PublicIP, all[0].Modified = netip.MustParseAddr("198.18.1.77"), 401
+	f.follow(subnet.Change{Revision: 401, Leases: all[:1], More: true})
+	f.follow(subnet.Change{Revision: 402, Gone: []string{all[1].Subnets.Key()}, More: true})
+	planner, own := at("198.18.1.200", "198.18.1.0/24")
+	f.move(planner, subnet.Identity{Node: "node1"}, own)
+	all[2].Endpoints[subnet.V4].MAC, all[2].Modified = subnet.MAC{2, 9}, 403
+	f.follow(subnet.Change{Revision: 403, Leases: all[2:3]})
+	if err := f.loop.WaitFor(ctx, 403); err != nil {
+		t.Fatal(err)
+	}
+	var want backend.State
+	for _, e := range own {
+		want.Put(e)
+	}
+	for _, l := range []subnet.Lease{all[0], all[2], all[3]} {
+		for _, e := range planner.Peer(l) {
+			want.Put(e)
+		}
+	}
+	have := kernel.State()
+	if ops := backend.Diff(have, &want); len(ops) > 0 {
+		t.Errorf("left to do: %v", ops)
+	}
 }

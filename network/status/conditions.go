@@ -69,7 +69,7 @@ func Judge(s Status, now time.Time, fileProblem string) []Condition {
 	add(UnderlayThere, underlayProblem(s.Underlay), "")
 	problem, note := storeProblem(s.Store, now)
 	add(StoreKnown, problem, note)
-	add(DeviceRight, deviceProblem(s.Devices), "")
+	add(DeviceRight, deviceProblem(s), "")
 	add(EntriesRight, entriesProblem(s.Loop), "")
 	add(SubnetFile, fileProblem, "")
 	return out
@@ -117,12 +117,14 @@ func underlayProblem(underlay []Underlay) string {
 	return strings.Join(all, "; ")
 }
 
-func deviceProblem(devices []Device) string {
-	if len(devices) == 0 {
+// deviceProblem is empty for a node that is up and needs no device: host-gw and
+// alloc do without.
+func deviceProblem(s Status) string {
+	if len(s.Devices) == 0 && !s.Up {
 		return "there is no device yet"
 	}
 	var all []string
-	for _, d := range devices {
+	for _, d := range s.Devices {
 		switch {
 		case d.Right:
 		case d.Problem == "":

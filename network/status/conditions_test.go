@@ -4,6 +4,7 @@ import (
 	"net/netip"
 	"net/url"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -47,7 +48,7 @@ func TestJudge(t *testing.T) {
 		"store away":         {func(s *Status) { s.Store.State, s.Store.Outage = Stale, &Outage{Since: now, Reason: "refused"} }, "", "", "revision 7; the store is away since 2026-03-01T12:00:00Z: refused"},
 		"saved":              {func(s *Status) { s.Store.State, s.Store.Saved = Stale, true }, "", "", "what was saved, of revision 7"},
 		"config changed":     {func(s *Status) { s.Store.Config = "changed" }, "", "", "changed"},
-		"no device":          {func(s *Status) { s.Devices = nil }, "", DeviceRight, "no device yet"},
+		"needs no device":    {func(s *Status) { s.Devices = nil }, "", "", ""},
 		"one of two devices": {func(s *Status) { s.Devices = append(s.Devices, Device{Name: "x", Problem: "is down"}) }, "", DeviceRight, "x: is down"},
 		"failing":            {func(s *Status) { s.Loop.Failing = 1 }, "", EntriesRight, "1 entry cannot be had"},
 		"fought":             {func(s *Status) { s.Loop.Fought = 2 }, "", EntriesRight, "2 entries are again and again undone"},
@@ -67,6 +68,13 @@ func TestJudge(t *testing.T) {
 		if !said {
 			t.Errorf("%s: nothing says %q", name, tc.want)
 		}
+	}
+	coming := well()
+	coming.Up, coming.Devices = false, nil
+	if all := Judge(coming, now, ""); !slices.ContainsFunc(all, func(c Condition) bool {
+		return c.Name == DeviceRight && !c.OK && strings.Contains(c.Reason, "no device yet")
+	}) {
+		t.Errorf("coming up without a device: %+v", all)
 	}
 	if Met(nil) {
 		t.Error("no conditions are met")
