@@ -99,7 +99,7 @@ func (m *Mirror) Apply(now time.Time, c Change) []Delta {
 		}
 	}
 	for _, l := range c.Leases {
-		if len(m.bad) > 0 {
+		if m.isBad(l.Subnets) {
 			m.setBad(l.Subnets.Key(), "")
 		}
 		m.back(l.Subnets, l, touched)
@@ -232,8 +232,10 @@ func (m *Mirror) claim(id leaseID, add bool, touched touched) {
 
 func (m *Mirror) compareClaimants(a, b leaseID) int {
 	l, o := m.leases.at(a), m.leases.at(b)
-	return cmp.Or(m.compareHeld(l.key.subnets(), o.key.subnets()), cmp.Compare(l.created, o.created),
-		strings.Compare(l.key.subnets().Key(), o.key.subnets().Key()))
+	if c := cmp.Or(m.compareHeld(l.key.subnets(), o.key.subnets()), cmp.Compare(l.created, o.created)); c != 0 {
+		return c // As a rule: the texts of the keys cost more than all else.
+	}
+	return strings.Compare(l.key.subnets().Key(), o.key.subnets().Key())
 }
 
 // compareHeld puts leases that are held behind those that have a record.

@@ -250,6 +250,21 @@ func TestOneChangeCostsTheSameAmongMany(t *testing.T) {
 	}
 }
 
+// TestListingAgainMakesNothing for each lease, such as the text of its key: that is
+// what a restart waits for.
+func TestListingAgainMakesNothing(t *testing.T) {
+	const peers = 5000
+	m := NewMirror(mustConfig(t, `{"Network":"10.0.0.0/8"}`), Identity{Node: "node1"}, nil)
+	c := manyPeers(peers)
+	for i := range c.Leases { // A key that is too long for the stack.
+		c.Leases[i].Subnets[V6] = netip.PrefixFrom(netip.AddrFrom16([16]byte{0xfd, 0x11, 0x11, 0x11, 0x22, 0x22, 0x11 + byte(i>>8), byte(i)}), 64)
+	}
+	m.Apply(noon, c)
+	if n := testing.AllocsPerRun(5, func() { m.Apply(noon, c) }); n > peers/10 {
+		t.Errorf("%v allocations for %d leases that are as they were", n, peers)
+	}
+}
+
 func BenchmarkMirror(b *testing.B) {
 	const peers = 60_000
 	listing := manyPeers(peers)

@@ -24,6 +24,16 @@ func (p *passed) setBad(key, why string) {
 	p.newBad = p.newBad || was != (why != "")
 }
 
+// isBad tells whether the record of a lease cannot be read. It makes a key only
+// where there is one that cannot.
+func (p *passed) isBad(s Subnets) bool {
+	if len(p.bad) == 0 {
+		return false
+	}
+	_, bad := p.bad[s.Key()]
+	return bad
+}
+
 // setRefused notes why a lease is no peer, "" that it is not so.
 func (p *passed) setRefused(key, why string) { p.set(p.refused, key, why) }
 
