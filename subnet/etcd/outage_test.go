@@ -222,7 +222,7 @@ func TestRecordOutlivesItsLease(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			srv := etcdserver.ForTest(t, etcdserver.Options{})
-			s := open(t, Options{Endpoints: []string{srv.URL()}, LeaseTTL: 5 * time.Second})
+			s := open(t, Options{Endpoints: []string{srv.URL()}, LeaseTTL: 20 * time.Second})
 			l := mustWrite(t, s, testLease())
 			var done held
 			if name == "while it is held" {

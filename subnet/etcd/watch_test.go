@@ -92,7 +92,8 @@ func TestRevisionIsToldWithAllBeforeIt(t *testing.T) {
 }
 
 // TestChangesDoNotDependOnAnswers: however etcd groups events into answers, the
-// changes are the same, one for each revision.
+// changes are the same, one for each revision, and all but an answer's last say that
+// more follow.
 func TestChangesDoNotDependOnAnswers(t *testing.T) {
 	t.Parallel()
 	s := &Store{opts: Options{Prefix: DefaultPrefix}}
@@ -117,6 +118,9 @@ func TestChangesDoNotDependOnAnswers(t *testing.T) {
 		var want, got []string
 		for _, events := range revisions {
 			for c := range s.recordChanges(events) {
+				if c.More {
+					t.Fatalf("seed %d: more than one change of one revision: %+v", seed, c)
+				}
 				want = append(want, fmt.Sprintf("%+v", c))
 				if n := len(c.Leases) + len(c.Bad) + len(c.Gone); n != len(events) {
 					t.Fatalf("seed %d: %d of %d events are told in %+v", seed, n, len(events), c)
@@ -128,7 +132,12 @@ func TestChangesDoNotDependOnAnswers(t *testing.T) {
 		}
 		for len(revisions) > 0 {
 			n := 1 + r.IntN(len(revisions))
+			told := 0
 			for c := range s.recordChanges(slices.Concat(revisions[:n]...)) {
+				if told++; c.More != (told < n) {
+					t.Fatalf("seed %d: change %d of %d in an answer: %+v", seed, told, n, c)
+				}
+				c.More = false
 				got = append(got, fmt.Sprintf("%+v", c))
 			}
 			revisions = revisions[n:]
