@@ -71,6 +71,7 @@ func (n *Node) Status() status.Status {
 			s.Store.Outage = &status.Outage{Since: o.Since, Reason: o.Reason, Failures: o.Failures}
 		}
 	}
+	s.Firewall = n.firewall.Report(context.Background())
 	s.Store.State = storeState(s.Store, now, away)
 	if s.Lease.Subnets == nil {
 		s.Lease.Subnets = prefixes(subnet.Subnets{})

@@ -218,6 +218,9 @@ func TestEachMetricMoves(t *testing.T) {
 	r.opts.AuditEvery = 500 * time.Millisecond
 	r.store.Sign(50 * time.Millisecond)
 	r.store.SetConfig(nil)
+	rules := &fakeFirewall{rig: r, try: make(chan struct{}), let: map[netip.Addr]int{}}
+	close(rules.try)
+	r.firewall = rules
 	r.start()
 	a := r.asked()
 	r.eventually("it answers", func() bool { code, _ := a.ready(); return code != 0 })
@@ -251,6 +254,16 @@ func TestEachMetricMoves(t *testing.T) {
 	second := r.join(2)
 	until("a peer", is("peers", 1))
 	until("a change", is("store_changes_total", 1))
+
+	rules.tells(status.Firewall{
+		Kept: true, Peers: 1, Dropped: 2, Writes: 3, Heals: 4, Findings: []status.Rule{{Certain: true}, {Certain: true}, {Certain: false}},
+	})
+	until("the firewall's numbers", func(s map[string]float64) bool {
+		return s["ripstop_firewall_right"] == 1 && s["ripstop_guard_peers"] == 1 && s["ripstop_guard_dropped_packets_total"] == 2 && s["ripstop_firewall_writes_total"] == 3 &&
+			s["ripstop_firewall_heals_total"] == 4 && s[`ripstop_firewall_findings{certain="true"`] == 2 && s[`ripstop_firewall_findings{certain="false"`] == 1
+	})
+	rules.tells(status.Firewall{Kept: true, Problem: "refused"})
+	until("wrong rules", is("firewall_right", 0))
 
 	drop := func(e backend.Entry) { r.kernel.Hand(func(s *backend.State) { s.Drop(e) }) }
 	route := backend.Route{Dst: second.Subnets[0]}

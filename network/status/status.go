@@ -32,6 +32,7 @@ type Status struct {
 	Peers    Peers      `json:"peers"`
 	Store    Store      `json:"store"`
 	Loop     Loop       `json:"loop"`
+	Firewall Firewall   `json:"firewall"`
 }
 
 // Daemon is the process.
