@@ -80,6 +80,7 @@ type Node struct {
 	// What tests make shorter.
 	firstListing, firstOfBoot, settle time.Duration
 
+	file    *keptFile
 	view    view
 	tracker status.Tracker
 
@@ -106,6 +107,7 @@ func New(opts Options, store subnet.Store, presence subnet.Presence, kernel back
 		opts: opts, presence: presence, kernel: kernel, host: host, firewall: noFirewall{}, log: log, ready: make(chan struct{}),
 		firstListing: firstListing, firstOfBoot: firstOfBoot, settle: settleTime,
 	}
+	n.file = newKeptFile(opts.SubnetFile, log)
 	n.view.started = time.Now()
 	n.store = observed{store, &n.view}
 	return n
@@ -435,12 +437,12 @@ func (n *Node) serve(ctx context.Context, p prepared, lease subnet.Lease) error 
 			return nil
 		case <-filtered:
 		}
-		if err := env.Write(n.opts.SubnetFile); err != nil {
+		if err := n.file.write(env); err != nil {
 			return err
 		}
 		n.log.Info("ready", zap.Stringer("subnets", lease.Subnets), zap.Int("mtu", mtu), zap.String("subnet_file", n.opts.SubnetFile))
 		close(n.ready)
-		return nil
+		return n.file.keep(ctx)
 	})
 	return group.Wait()
 }

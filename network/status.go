@@ -3,7 +3,6 @@ package network
 import (
 	"cmp"
 	"context"
-	"fmt"
 	"os"
 	"slices"
 	"time"
@@ -12,7 +11,6 @@ import (
 
 	"github.com/ripstop-net/ripstop/backend"
 	"github.com/ripstop-net/ripstop/network/converge"
-	"github.com/ripstop-net/ripstop/network/envfile"
 	"github.com/ripstop-net/ripstop/network/status"
 	"github.com/ripstop-net/ripstop/network/status/serve"
 	"github.com/ripstop-net/ripstop/subnet"
@@ -59,7 +57,7 @@ func (n *Node) Status() status.Status {
 		Daemon: status.Daemon{Version: n.opts.Version, PID: os.Getpid(), Started: v.started, LogLevel: n.opts.Level.String()},
 		Lease:  v.lease, Underlay: slices.Clone(v.underlay), Peers: v.peers, Store: v.store,
 	}
-	loop, subnets := v.loop, v.subnets
+	loop := v.loop
 	v.mu.Unlock()
 
 	away := false
@@ -80,33 +78,19 @@ func (n *Node) Status() status.Status {
 		r := loop.Report()
 		s.Loop, s.Devices = loopStatus(r), deviceStatus(r)
 	}
-	fileProblem := "it is not written yet"
 	select {
 	case <-n.ready:
 		if err := n.NotReady(); err != nil {
 			s.Trouble = err.Error()
 		}
-		fileProblem = subnetFileProblem(n.opts.SubnetFile, subnets)
 	default:
 	}
+	var fileProblem string
+	s.SubnetFile, fileProblem = n.file.status()
 	s.Conditions = status.Judge(s, now, fileProblem)
 	n.tracker.Note(s.Conditions, now)
 	s.Ready = status.Met(s.Conditions)
 	return s
-}
-
-// subnetFileProblem tells what is wrong with the file that the node has written.
-func subnetFileProblem(path string, own subnet.Subnets) string {
-	env, err := envfile.Read(path)
-	switch {
-	case err != nil:
-		return err.Error()
-	case env.Subnets == subnet.Subnets{}:
-		return path + " is gone: restart the daemon to have it written again"
-	case env.Subnets != own:
-		return fmt.Sprintf("%s was overwritten by another: it has %s", path, env.Subnets)
-	}
-	return ""
 }
 
 func loopStatus(r converge.Report) status.Loop {

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -140,19 +141,12 @@ func TestReadinessGoesAndComesWithEachCondition(t *testing.T) {
 	r.kernel.FailDump(nil)
 	a.well()
 
-	env, err := os.ReadFile(r.opts.SubnetFile)
-	if err != nil {
+	// A folder in the file's place cannot be replaced.
+	if err := errors.Join(os.Remove(r.opts.SubnetFile), os.MkdirAll(filepath.Join(r.opts.SubnetFile, "full"), 0o755)); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.Remove(r.opts.SubnetFile); err != nil {
-		t.Fatal(err)
-	}
-	a.fails("is gone", status.SubnetFile)
-	if err := os.WriteFile(r.opts.SubnetFile, []byte("FLANNEL_SUBNET=10.9.9.1/24\n"), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	a.fails("was overwritten by another: it has 10.9.9.0/24", status.SubnetFile)
-	if err := os.WriteFile(r.opts.SubnetFile, env, 0o644); err != nil {
+	a.fails("and cannot be put back: write the subnet file", status.SubnetFile)
+	if err := os.RemoveAll(r.opts.SubnetFile); err != nil {
 		t.Fatal(err)
 	}
 	a.well()
@@ -264,6 +258,11 @@ func TestEachMetricMoves(t *testing.T) {
 	})
 	rules.tells(status.Firewall{Kept: true, Problem: "refused"})
 	until("wrong rules", is("firewall_right", 0))
+
+	if err := os.Remove(r.opts.SubnetFile); err != nil {
+		t.Fatal(err)
+	}
+	until("the subnet file is back", is("subnet_file_restored_total", 1))
 
 	drop := func(e backend.Entry) { r.kernel.Hand(func(s *backend.State) { s.Drop(e) }) }
 	route := backend.Route{Dst: second.Subnets[0]}

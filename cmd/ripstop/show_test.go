@@ -65,7 +65,8 @@ func nodes() map[string]status.Status {
 			Passes: 130, LastPass: before(90 * time.Second), LastSeconds: 0.00042, Wanted: 9636, Drift: 3, Ops: 9700, Failures: 2,
 			Dumps: status.Dumps{Start: 1, Doubt: 2, Audit: 500},
 		},
-		Firewall: status.Firewall{Kept: true, Guard: true, Peers: 2408, Writes: 1207},
+		Firewall:   status.Firewall{Kept: true, Guard: true, Peers: 2408, Writes: 1207},
+		SubnetFile: status.File{Path: "/run/flannel/subnet.env"},
 	}
 	change := func(f func(*status.Status)) status.Status {
 		s := well
@@ -76,7 +77,7 @@ func nodes() map[string]status.Status {
 	out := map[string]status.Status{
 		"well": well,
 		"starting": {
-			Version: 1, Node: "worker-1", Daemon: well.Daemon,
+			Version: 1, Node: "worker-1", Daemon: well.Daemon, SubnetFile: well.SubnetFile,
 			Waiting: &status.Waiting{For: "network config", Reason: "there is no network config in the store: write one with 'ripstop config set'"},
 			Store:   status.Store{State: status.Unread},
 		},
@@ -95,6 +96,7 @@ func nodes() map[string]status.Status {
 			s.Peers.Held, s.Peers.PassedOver = 900, 2
 			s.Peers.Records = []status.Record{{Key: "10.5.9.0-24", Reason: "VNI is 7, this node's is 1: packets would be lost"}, {Key: "junk", Reason: "key is no subnet"}}
 			s.Store.Config = "the network config in the store was changed: it takes effect when this daemon is restarted"
+			s.SubnetFile.Restored = 1
 			s.Firewall.Heals, s.Firewall.LastHeal, s.Firewall.Dropped = 3, before(40*time.Second), 17
 			s.Firewall.Findings = []status.Rule{
 				{

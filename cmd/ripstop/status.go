@@ -80,6 +80,11 @@ func showStatus(s screen, st status.Status, now time.Time, wide bool) {
 	s.field("Store", badIf(st.Store.State == status.Unread || st.Store.State == status.Silent), storeText(st.Store, now))
 	showLoop(s, st.Loop, now, wide)
 	showFirewall(s, st.Firewall, now, wide)
+	file := st.SubnetFile.Path
+	if n := st.SubnetFile.Restored; n > 0 {
+		file += fmt.Sprintf(", put back %s after another hand", count(int(n), "time", "times"))
+	}
+	s.field("Subnet file", plain, file)
 	s.field("Daemon", plain, fmt.Sprintf("%s, process %d, up %s, log level %s", st.Daemon.Version, st.Daemon.PID, ago(st.Daemon.Started, now), st.Daemon.LogLevel))
 }
 

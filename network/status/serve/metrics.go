@@ -119,6 +119,7 @@ var metrics = []metric{
 			emit(float64(d.Audit), "audit")
 		}, "reason"),
 	counter("kernel_dump_failures_total", "Readings of the kernel's state that failed.", func(s *status.Status) uint64 { return s.Loop.Dumps.Failed }),
+	counter("subnet_file_restored_total", "Times that the subnet file was put back after another hand had changed or deleted it.", func(s *status.Status) uint64 { return s.SubnetFile.Restored }),
 
 	gauge("firewall_right", "Whether the firewall rules are as wanted (1) or not (0); 0 also where none are kept.", func(s *status.Status) float64 { return truth(s.Firewall.Kept && s.Firewall.Problem == "") }),
 	define(prometheus.GaugeValue, "firewall_findings", "Firewall rules of others that drop pods' traffic, for certain or maybe.",
