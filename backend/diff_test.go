@@ -96,7 +96,7 @@ func found(r *rand.Rand) *State {
 	}
 	for dev, name := range testDevs {
 		if d, ok := s.Device(name); ok {
-			switch r.IntN(8) {
+			switch r.IntN(9) {
 			case 0:
 				d.Down = true
 			case 1:
@@ -105,6 +105,8 @@ func found(r *rand.Rand) *State {
 				d.Misfit = "bound to a lower device"
 			case 3:
 				d.VNI = 2
+			case 4:
+				d.NoForwarding, d.PathFilter, d.NoTxChecksum = r.IntN(2) == 0, r.IntN(2) == 0, r.IntN(2) == 0
 			}
 			s.Put(d)
 		}

@@ -61,6 +61,13 @@ type Device struct {
 	// was taken away (protodown). With LinkLocal the kernel gives it link-local
 	// addresses of IPv6 (any IN6_ADDR_GEN_MODE but NONE).
 	Down, Learning, LinkLocal bool
+	// So do NoForwarding, that the kernel does not forward the IPv4 packets which
+	// come out of it, and PathFilter, that it is not the loose rule (rp_filter 2)
+	// by which it drops such packets for the address that they come from.
+	NoForwarding, PathFilter bool
+	// NoTxChecksum leaves no checksums of what is sent by it to the hardware or
+	// to the receiver's kernel (ethtool's tx-checksumming is off).
+	NoTxChecksum bool
 	// Misfit, where not empty, says how an existing device differs in what the
 	// kernel cannot change in place.
 	Misfit string
@@ -221,6 +228,15 @@ func (d Device) String() string {
 	}
 	if d.LinkLocal {
 		s += " addrgenmode on"
+	}
+	if d.NoForwarding {
+		s += " forwarding off"
+	}
+	if d.PathFilter {
+		s += " rp_filter not 2"
+	}
+	if d.NoTxChecksum {
+		s += " tx-checksumming off"
 	}
 	if d.Down {
 		s += " down"

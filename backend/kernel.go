@@ -68,17 +68,32 @@ var (
 // chosen from them.
 type Interface struct {
 	Name string
+	// Up tells that it is up and has a carrier.
+	Up bool
 	// MTU is in bytes.
 	MTU int
 	// Addresses are its global addresses that are not about to go, IPv4 first,
 	// the oldest of a family first.
 	Addresses []netip.Addr
+	// Tentative tells that one of them is still looked for on the link, in case
+	// another host has it, and not sent from until then (RFC 4862 section 5.4).
+	Tentative bool
 	// OnLink are the prefixes whose addresses are reached over its link without
-	// a gateway, by the host's own routes.
+	// a gateway, by the host's own routes, the more specific ones heeded.
 	OnLink []netip.Prefix
 	// DefaultV4 and DefaultV6 tell whether the family's default route of the
 	// lowest metric leaves by it.
 	DefaultV4, DefaultV6 bool
+}
+
+// Way is how the host sends to an address outside. The zero Way says that it
+// cannot.
+type Way struct {
+	// Interface names the interface by which a packet leaves; that of the loopback
+	// where the address is the host's own.
+	Interface string
+	// Source is the address from which it is sent unless it has one already.
+	Source netip.Addr
 }
 
 // Failure is an op that did not succeed.

@@ -20,10 +20,10 @@ type State struct {
 	four  table[[4]byte]
 	six   table[[16]byte]
 	rest  map[Entry]Entry
-	// bearers counts the neighbours that have a MAC, and users the routes that
-	// lead through a nexthop which does not fit the tables: so that what needs
-	// an entry is found without a walk through all. A route through a stray
-	// counts for its plain form as well.
+	// bearers counts the neighbours that have a MAC, also those in rest, and
+	// users the routes that lead through a nexthop which does not fit the
+	// tables: so that what needs an entry is found without a walk through all. A
+	// route through a stray counts for its plain form as well.
 	bearers map[station]uint32
 	users   map[Nexthop]int
 }
@@ -125,15 +125,18 @@ func (s *State) putFDB(e FDB) {
 
 func (s *State) putNeighbour(e Neighbour) {
 	s.dropNeighbour(e)
-	dev := s.placeNeighbour(e)
-	if dev == 0 {
+	if dev := s.placeNeighbour(e); dev != 0 {
+		s.family(e.IP).setMAC(dev, e.IP, e.MAC)
+	} else {
 		s.putRest(Identity(e), e)
-		return
 	}
-	s.family(e.IP).setMAC(dev, e.IP, e.MAC)
-	at := station{e.MAC, dev}
+	at := s.station(e)
 	put(&s.bearers, at, s.bearers[at]+1)
 }
+
+// station is what a neighbour counts for among the bearers. Devices that have no
+// number share one station for each MAC.
+func (s *State) station(e Neighbour) station { return station{e.MAC, s.place(true, e.Dev)} }
 
 func (s *State) putRoute(e Route) {
 	s.dropRoute(e)
@@ -216,13 +219,15 @@ func (s *State) dropFDB(e FDB) {
 
 func (s *State) dropNeighbour(e Neighbour) {
 	old, ok := s.neighbourAt(e.Dev, e.IP)
-	dev := s.placeNeighbour(e)
-	if !ok || dev == 0 {
-		s.dropRest(e)
+	if !ok {
 		return
 	}
-	s.family(e.IP).dropMAC(dev, e.IP)
-	at := station{old.MAC, dev}
+	if dev := s.placeNeighbour(e); dev != 0 {
+		s.family(e.IP).dropMAC(dev, e.IP)
+	} else {
+		s.dropRest(e)
+	}
+	at := s.station(old)
 	if s.bearers[at]--; s.bearers[at] == 0 {
 		delete(s.bearers, at)
 	}
@@ -588,47 +593,4 @@ func (s *State) dropRoutes(n int, match func(Route) bool) (dropped []Route) {
 		}
 	}
 	return dropped
-}
-
-// carries tells whether a route stands that sends its packets by an FDB entry.
-func (s *State) carries(f FDB) bool {
-	if dev := s.names.number(f.Dev); len(s.rest) == 0 && (dev == 0 || s.bearers[station{f.MAC, dev}] == 0) {
-		return false
-	}
-	for n := range s.allNeighbours() {
-		if n.Dev == f.Dev && n.MAC == f.MAC && s.usersOf(Nexthop{Dev: n.Dev, Gateway: n.IP}) > 0 {
-			return true
-		}
-	}
-	return false
-}
-
-// forwardsOn tells whether a route stands on a device and finds all it needs.
-func (s *State) forwardsOn(dev string) bool {
-	for r := range s.allRoutes() {
-		if r.Via.Dev == dev && s.Forwards(r) {
-			return true
-		}
-	}
-	return false
-}
-
-// Forwards tells whether a packet that takes the route finds all it needs: the
-// device, the nexthop, the gateway's neighbour entry and the FDB entry of its MAC.
-// A plain route needs nothing of ours.
-func (s *State) Forwards(r Route) bool {
-	if r.Plain {
-		return true
-	}
-	if _, ok := s.devices[r.Via.Dev]; !ok || !s.hasNexthop(r.Via) {
-		return false
-	}
-	n, ok := s.neighbourAt(r.Via.Dev, r.Via.Gateway)
-	return ok && s.leads(n)
-}
-
-// leads tells whether there is an FDB entry for a neighbour's MAC.
-func (s *State) leads(n Neighbour) bool {
-	_, ok := s.fdbAt(FDB{Dev: n.Dev, MAC: n.MAC})
-	return ok
 }

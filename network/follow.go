@@ -18,12 +18,11 @@ import (
 // follower turns what happens in the store into what the loop is to want. It
 // lives on the goroutine of the store's Watch.
 type follower struct {
-	config  subnet.Config
-	planner plan.Planner
-	node    string
-	subnet  subnet.Subnets // The node's own.
-	loop    *converge.Loop
-	log     *zap.Logger
+	config subnet.Config
+	node   string
+	subnet subnet.Subnets // The node's own.
+	loop   *converge.Loop
+	log    *zap.Logger
 	// firewall lets a peer's packets in before there is a route to it.
 	firewall Firewall
 
@@ -37,16 +36,19 @@ type follower struct {
 	changed, settled func()
 	epoch            string
 
-	problems *problems
+	// gathered is what is to be told when no more changes follow at once.
+	gathered gathered
 	// text is the config as it was last seen in the store.
 	text string
 
-	mu     sync.Mutex // For save, which another goroutine calls.
-	mirror *subnet.Mirror
-	own    []backend.Entry // What the node owes for itself, until it is told.
-	begun  bool
-	held   subnet.Holds
-	unread []subnet.Subnets
+	mu       sync.Mutex // For save, move and status, which other goroutines call.
+	planner  plan.Planner
+	mirror   *subnet.Mirror
+	own      []backend.Entry // What the node owes for itself.
+	begun    bool
+	held     subnet.Holds
+	unread   []subnet.Subnets
+	problems *problems
 }
 
 func newFollower(p prepared, planner plan.Planner, loop *converge.Loop, owed []backend.Entry, grace time.Duration, log *zap.Logger) *follower {
@@ -105,7 +107,45 @@ func (f *follower) tellAll() {
 	}
 	f.firewall.Update(nil, public)
 	f.loop.Update(f.mirror.Revision(), nil, owe)
-	f.own, f.begun = nil, true
+	f.begun = true
+}
+
+// move plans anew for a node that has another underlay, and so other addresses and
+// others on its link. The loop makes the difference, in one go.
+func (f *follower) move(planner plan.Planner, self subnet.Identity, own []backend.Entry) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.begun { // By the plan that was owed until now.
+		f.tell(f.gathered.deltas)
+		f.gathered.deltas, f.gathered.at = nil, nil
+	}
+	before := f.planner
+	release, owe := slices.Clone(f.own), slices.Clone(own)
+	f.planner, f.own = planner, own
+	var went, came []netip.Addr
+	changed := map[subnet.Subnets]bool{}
+	for _, d := range f.mirror.Move(self) {
+		changed[d.Before.Subnets], changed[d.After.Subnets] = true, true
+		release = append(release, before.Peer(d.Before)...)
+		owe = append(owe, planner.Peer(d.After)...)
+		went = append(went, publicAddresses(f.subnet, d.Before)...)
+		came = append(came, publicAddresses(f.subnet, d.After)...)
+	}
+	if !f.begun { // All is yet to be told.
+		return
+	}
+	defer func() { f.problems.report(time.Now(), f.mirror.NewProblems(), f.mirror.Problem, f.mirror.Passed()) }()
+	for l := range f.mirror.All() {
+		if changed[l.Subnets] {
+			continue
+		}
+		if was, is := before.Peer(l), planner.Peer(l); !slices.Equal(was, is) {
+			release, owe = append(release, was...), append(owe, is...)
+		}
+	}
+	f.firewall.Update(nil, came)
+	f.loop.Update(f.mirror.Revision(), release, owe)
+	f.firewall.Update(went, nil)
 }
 
 // save returns the peers of now.
@@ -121,16 +161,7 @@ func (f *follower) follow(c subnet.Change) {
 	if c.ConfigSet {
 		f.configChanged(c.Config)
 	}
-	held := f.held.Now
-	if f.apply(c) || c.Whole {
-		f.changed()
-	}
-	if c.Whole && c.Epoch != f.epoch || f.held.Now == 0 && held > 0 {
-		f.settled()
-	}
-	if c.Whole {
-		f.epoch = c.Epoch
-	}
+	f.apply(c)
 	if c.Whole || c.Empty() || slices.ContainsFunc(c.Gone, f.touchesOwn) {
 		select {
 		case f.kick <- struct{}{}:
@@ -142,7 +173,27 @@ func (f *follower) follow(c subnet.Change) {
 			f.tellRewritten(l)
 		}
 	}
-	f.problems.report(time.Now(), f.mirror.Problems())
+	if c.More {
+		return
+	}
+	g := f.told()
+	if g.news || g.whole {
+		f.changed()
+	}
+	if g.settled {
+		f.settled()
+	}
+}
+
+// told returns what was gathered, which loop and firewall know by then, and says
+// what is wrong with records.
+func (f *follower) told() gathered {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	g := f.gathered
+	f.gathered = gathered{}
+	f.problems.report(time.Now(), f.mirror.NewProblems(), f.mirror.Problem, f.mirror.Passed())
+	return g
 }
 
 // tellRewritten puts a record where the last one may be that nobody took yet.
@@ -171,18 +222,32 @@ func (f *follower) touchesOwn(key string) bool {
 	return false
 }
 
-// apply brings mirror and loop up to date. It tells whether peers changed.
-func (f *follower) apply(c subnet.Change) bool {
+// apply brings the mirror up to date, with each change at its own time, and then
+// loop and firewall, once for all changes that come together: an answer of etcd's
+// may have a thousand, and each would be a transaction of the firewall.
+func (f *follower) apply(c subnet.Change) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	deltas := f.mirror.Apply(time.Now(), c)
-	unread := f.mirror.Unread()
-	another := !slices.Equal(unread, f.unread)
+	g, held := &f.gathered, f.held.Now
+	g.add(f.mirror.Apply(time.Now(), c))
+	g.news = f.reportHolds() || g.news
+	g.settled = g.settled || c.Whole && c.Epoch != f.epoch || f.held.Now == 0 && held > 0
+	if c.Whole {
+		g.whole, f.epoch = true, c.Epoch
+	}
+	if c.More {
+		return
+	}
+	unread, another := f.unread, false
+	if f.mirror.NewUnread() {
+		unread = f.mirror.Unread()
+		another = !slices.Equal(unread, f.unread)
+	}
 	if another { // What is no longer kept goes only when it is known what is owed in its place.
 		f.keep(slices.Concat(f.unread, unread))
 	}
 	if f.begun {
-		f.tell(deltas)
+		f.tell(g.deltas)
 	} else {
 		f.tellAll()
 	}
@@ -190,11 +255,10 @@ func (f *follower) apply(c subnet.Change) bool {
 		f.keep(unread)
 		f.unread = unread
 	}
-	if c.Whole {
+	if g.whole {
 		f.firewall.SetCareful(len(unread) > 0)
 		f.loop.SetCareful(false)
 	}
-	return f.reportHolds() || len(deltas) > 0
 }
 
 // keep makes loop and firewall leave alone what the kernel has for subnets of

@@ -53,8 +53,9 @@ func TestImportsRunOneWay(t *testing.T) {
 		"backend/kernel":            {"backend"},
 		"backend/kernel/kerneltest": {},
 		"backend/backendtest":       {"backend"},
-		"network":                   {"subnet", "backend", "backend/plan", "backend/planners", "network/converge", "network/envfile", "network/rundir", "network/status", "network/status/serve", "network/underlay"},
+		"network":                   {"subnet", "backend", "backend/plan", "backend/planners", "network/converge", "network/envfile", "network/host", "network/rundir", "network/status", "network/status/serve", "network/underlay"},
 		"network/rundir":            {},
+		"network/host":              {"subnet", "backend"},
 		"network/cleanup":           {"subnet", "backend", "network/envfile"},
 		"network/status":            {"subnet"},
 		"network/status/serve":      {"network/status"},
@@ -69,7 +70,7 @@ func TestImportsRunOneWay(t *testing.T) {
 		"cmd/ripstop":               {"cmd/internal/settings", "subnet", "subnet/etcd", "backend", "backend/kernel", "backend/planners", "backend/vxlan", "network", "network/cleanup", "network/firewall", "network/rundir", "network/status"},
 		"cmd/ripstop-cni":           {"subnet", "network/envfile"},
 		"cmd/ripstop-lab":           {"cmd/internal/settings", "network/lab", "network/fleet", "network/bench", "subnet", "subnet/subnettest/etcdserver"},
-		"cmd/ripstopd":              {"cmd/internal/settings", "subnet", "subnet/etcd", "backend/kernel", "backend/vxlan", "network", "network/firewall", "network/underlay"},
+		"cmd/ripstopd":              {"cmd/internal/settings", "subnet", "subnet/etcd", "backend/kernel", "backend/vxlan", "network", "network/firewall", "network/host", "network/underlay"},
 	}
 	// Who alone may import a library.
 	theirs := map[string][]string{

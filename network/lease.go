@@ -42,30 +42,43 @@ func (n *Node) claim(ctx context.Context, cfg subnet.Config, req subnet.Request,
 }
 
 // hold keeps the lease and the node's presence, and claims them again where
-// they were lost. The subnets are in use by then: no others will do.
-func (n *Node) hold(ctx context.Context, p prepared, lease subnet.Lease, keeper *keeper, f *follower) error {
-	req := p.request
-	req.Previous, req.OnlyPrevious = lease.Subnets, true
+// they were lost. The subnets are in use by then: no others will do. elsewhere is
+// closed when the node is no longer at the site that p is of.
+func (n *Node) hold(ctx context.Context, p prepared, lease subnet.Lease, keeper *keeper, f *follower, elsewhere <-chan struct{}) error {
+	p.request.Previous, p.request.OnlyPrevious = lease.Subnets, true
 	if p.unclaimed {
 		if _, err := n.arrive(ctx, &p, f.kick, false); err != nil {
 			return err
 		}
 		var err error
-		if lease, err = n.claim(ctx, p.config, req, f.kick); err != nil {
+		if lease, err = n.claim(ctx, p.config, p.request, f.kick); err != nil {
 			return err
 		}
 		keeper.claimed(lease)
 	}
+	req, published := p.request, site{public: p.request.Self.PublicIP, mtu: p.request.MTU}
 	vigil := newVigil(n, p)
+	moved := make(chan site, 1)
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return vigil.run(ctx) })
+	group.Go(func() error { return n.appearWhereMoved(ctx, vigil, published, elsewhere, moved) })
 	group.Go(func() error {
 		pauses := &backoff.ExponentialBackOff{InitialInterval: firstWait, RandomizationFactor: 0.5, Multiplier: 2, MaxInterval: longestWait}
 		for {
 			began := time.Now()
-			err := n.holdRecord(ctx, lease, keeper.renewed, f.rewritten)
+			to, err := n.holdRecord(ctx, lease, keeper.renewed, f.rewritten, moved)
 			if ctx.Err() != nil {
 				return nil
+			}
+			if to != nil {
+				req = to.request(req)
+			}
+			if err == nil {
+				if lease, err = n.rewrite(ctx, p.config, lease, req, f.kick); err != nil {
+					return err
+				}
+				keeper.claimed(lease)
+				continue
 			}
 			if !errors.Is(err, subnet.ErrLeaseLost) {
 				return fmt.Errorf("hold the lease: %w", err)
@@ -94,10 +107,50 @@ func (n *Node) hold(ctx context.Context, p prepared, lease subnet.Lease, keeper 
 	return group.Wait()
 }
 
+// appearWhereMoved makes the node known as living at its addresses of now whenever
+// they change, and then has its record written: in this order, so that no record
+// names an address at which another lives. at is the site of the record as it is.
+func (n *Node) appearWhereMoved(ctx context.Context, v *vigil, at site, changed <-chan struct{}, moved chan site) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-changed:
+		}
+		was := at
+		for at, changed = n.place.now(); at.public != v.known(); at, changed = n.place.now() {
+			if err := v.sure(ctx); err != nil {
+				return nil // The end of ctx.
+			}
+		}
+		if at.public == was.public && at.mtu == was.mtu {
+			continue // Others are told nothing of what has changed.
+		}
+		select {
+		case <-moved: // It was not written yet, and needs not be.
+		default:
+		}
+		moved <- at // There is room: nobody else puts anything there.
+	}
+}
+
+// rewrite makes the record of the lease that is held say what the request does.
+func (n *Node) rewrite(ctx context.Context, cfg subnet.Config, held subnet.Lease, req subnet.Request, kick <-chan struct{}) (subnet.Lease, error) {
+	lease, err := subnet.Rewrite(ctx, n.store, held, req)
+	if err != nil { // The claim finds out why, and waits for a store that is away.
+		return n.claim(ctx, cfg, req, kick)
+	}
+	if lease.Modified != held.Modified {
+		n.log.Info("record rewritten", zap.Stringer("subnets", lease.Subnets), zap.String("holder", lease.Holder()), zap.Int("mtu", lease.MTU))
+	}
+	return lease, nil
+}
+
 // holdRecord holds the lease until it is lost, also to who writes another's
 // address into its record: the store takes that for the node's own hand, for the
-// record still bears its name.
-func (n *Node) holdRecord(ctx context.Context, lease subnet.Lease, alive func(until time.Time), rewritten <-chan subnet.Lease) error {
+// record still bears its name. It returns the site where the record is to be
+// written anew for one.
+func (n *Node) holdRecord(ctx context.Context, lease subnet.Lease, alive func(until time.Time), rewritten <-chan subnet.Lease, moved <-chan site) (to *site, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	done := make(chan error, 1)
@@ -105,16 +158,19 @@ func (n *Node) holdRecord(ctx context.Context, lease subnet.Lease, alive func(un
 	for {
 		select {
 		case err := <-done:
-			return err
+			return nil, err
+		case at := <-moved:
+			cancel()
+			return &at, <-done
 		case now := <-rewritten:
 			if now.Modified <= lease.Modified || now.SameContent(lease) {
 				continue // It was so before it was claimed, or says the same.
 			}
 			cancel()
 			if err := <-done; err != nil { // It had ended by itself.
-				return err
+				return nil, err
 			}
-			return fmt.Errorf("%w: its record was overwritten by %s", subnet.ErrLeaseLost, now.Holder())
+			return nil, fmt.Errorf("%w: its record was overwritten by %s", subnet.ErrLeaseLost, now.Holder())
 		}
 	}
 }

@@ -17,6 +17,7 @@ import (
 	"github.com/ripstop-net/ripstop/backend/planners"
 	"github.com/ripstop-net/ripstop/network/converge"
 	"github.com/ripstop-net/ripstop/network/envfile"
+	"github.com/ripstop-net/ripstop/network/host"
 	"github.com/ripstop-net/ripstop/network/status"
 	"github.com/ripstop-net/ripstop/network/underlay"
 	"github.com/ripstop-net/ripstop/subnet"
@@ -28,6 +29,9 @@ type Options struct {
 	Name string
 	// Underlay says where the tunnel leaves the host.
 	Underlay underlay.Wish
+	// StoreAddresses looks up where the store is, for the sake of the way there; it
+	// ends with its ctx. With an error it may return a part. nil for not known.
+	StoreAddresses func(ctx context.Context) ([]netip.Addr, error)
 	// SubnetFile is where CNI plugins and Docker find the node's subnet.
 	SubnetFile string
 	// IPMasq is passed on in the subnet file.
@@ -44,6 +48,8 @@ type Options struct {
 	// Listen is the TCP address at which the status is answered beside the socket
 	// in RunDir; "" for none.
 	Listen string
+	// TxChecksum says what is done about the checksum offload of VXLAN devices.
+	TxChecksum host.TxChecksum
 	// Level is the log's, for whoever changes it while the node runs. Version is
 	// what the status says of the program.
 	Level   zap.AtomicLevel
@@ -60,10 +66,18 @@ const DefaultAuditEvery = converge.DefaultAuditEvery
 
 // Host is what a node asks of its host before it changes anything.
 type Host interface {
+	Ground
 	// Preflight tells what is missing for the work: a right or a feature.
 	Preflight(ctx context.Context) error
 	// Interfaces lists the host's network interfaces.
 	Interfaces(ctx context.Context) ([]backend.Interface, error)
+	// Way tells how the host sends to an address, the zero Way where it cannot.
+	Way(ctx context.Context, to netip.Addr) (backend.Way, error)
+	// WatchInterfaces calls changed, which must not wait, at once and whenever the
+	// answers of the other two may be others, until ctx ends; then it returns nil.
+	// leads tells, to any goroutine, whether a route to a prefix matters beside
+	// default routes and those without a gateway.
+	WatchInterfaces(ctx context.Context, leads func(netip.Prefix) bool, changed func()) error
 }
 
 // Node is one node of the network. Run it once.
@@ -74,6 +88,7 @@ type Node struct {
 	kernel   backend.Kernel
 	host     Host
 	firewall Firewall
+	settings Settings
 	log      *zap.Logger
 	ready    chan struct{}
 
@@ -83,6 +98,8 @@ type Node struct {
 	file    *keptFile
 	view    view
 	tracker status.Tracker
+	sight   *sight
+	place   place
 
 	mu sync.Mutex
 	// twin and taken are why a node that came up is not ready any more: another
@@ -104,10 +121,11 @@ func New(opts Options, store subnet.Store, presence subnet.Presence, kernel back
 		opts.Level = zap.NewAtomicLevel()
 	}
 	n := &Node{
-		opts: opts, presence: presence, kernel: kernel, host: host, firewall: noFirewall{}, log: log, ready: make(chan struct{}),
+		opts: opts, presence: presence, kernel: kernel, host: host, firewall: noFirewall{}, settings: noSettings{}, log: log, ready: make(chan struct{}),
 		firstListing: firstListing, firstOfBoot: firstOfBoot, settle: settleTime,
 	}
 	n.file = newKeptFile(opts.SubnetFile, log)
+	n.sight = newSight(host, opts.Underlay, opts.StoreAddresses)
 	n.view.started = time.Now()
 	n.store = observed{store, &n.view}
 	return n
@@ -264,40 +282,29 @@ func (n *Node) prepare(ctx context.Context, saved *snapshot, patience time.Durat
 		return prepared{}, err
 	}
 	n.view.chose(cfg.Families(), choice)
-	self := plan.Self{Node: n.opts.Name}
-	var public subnet.PerFamily[netip.Addr]
-	for _, f := range cfg.Families() {
-		c := choice[f]
-		self.Underlay[f] = plan.Underlay{Interface: c.Interface, Addr: c.Local, MTU: c.MTU, OnLink: c.OnLink}
-		public[f] = c.Public
-		if err := cfg.CheckPublic(f, c.Public); err != nil {
-			return prepared{}, fmt.Errorf("interface %s: %w: no peer could send to it; choose another with --iface or --public-ip, or another network", c.Interface, err)
-		}
-		n.log.Info("underlay chosen", zap.Stringer("family", f), zap.String("interface", c.Interface), zap.Stringer("local", c.Local),
-			zap.Stringer("public", c.Public), zap.Int("mtu", c.MTU), zap.String("reason", c.Reason))
-	}
-	mtu, err := opts.Planner(self).MTU()
+	self := plan.Self{Node: n.opts.Name, NoTxChecksum: n.opts.TxChecksum.Without(host.Release())}
+	at, err := newSite(self, cfg, opts, choice)
 	if err != nil {
 		return prepared{}, err
 	}
+	n.place.set(at)
 	previous, err := envfile.Read(n.opts.SubnetFile)
 	if err != nil {
 		n.log.Warn("old subnet file passed over", zap.Error(err))
 	}
-	req := subnet.Request{
-		Self:      subnet.Identity{Node: n.opts.Name, PublicIP: public},
-		Backend:   cfg.Backend.Type,
-		Endpoints: opts.Endpoints(n.opts.Name, public),
-		MTU:       mtu,
-		Previous:  previous.Subnets,
-	}
+	req := at.request(subnet.Request{
+		Self:     subnet.Identity{Node: n.opts.Name},
+		Backend:  cfg.Backend.Type,
+		Previous: previous.Subnets,
+	})
 	if saved != nil {
 		req.Preferred = saved.Lease.Subnets // After a reboot there is no subnet file.
 	}
-	return prepared{
-		text: c.text, seen: c.seen, config: cfg, options: opts, self: self, saved: saved, unclaimed: alone, listing: c.listing, listedAt: c.listedAt,
-		living: subnet.Living{Node: n.opts.Name, Addresses: public}, request: req,
-	}, nil
+	p := prepared{
+		text: c.text, seen: c.seen, config: cfg, options: opts, self: at.self, saved: saved, unclaimed: alone, listing: c.listing, listedAt: c.listedAt,
+		living: at.living(subnet.Living{Node: n.opts.Name}), request: req,
+	}
+	return p, n.checkHost(ctx, p)
 }
 
 // chosenConfig is a network config and what was read from it.
@@ -373,32 +380,43 @@ func (n *Node) config(ctx context.Context, saved *snapshot, patience time.Durati
 }
 
 func (n *Node) underlay(ctx context.Context, families []subnet.Family) (choice subnet.PerFamily[underlay.Choice], err error) {
+	var seen underlay.Host
 	err = n.until(ctx, "underlay", nil, func() error {
-		host, err := n.host.Interfaces(ctx)
-		if err != nil {
-			return fmt.Errorf("list interfaces: %w", err)
+		if seen, err = n.sight.look(ctx); err != nil {
+			return err
 		}
-		choice, err = underlay.Choose(n.opts.Underlay, families, host)
+		choice, err = underlay.Choose(n.opts.Underlay, families, seen)
 		return err
 	})
-	return choice, err
+	if err != nil {
+		return choice, err
+	}
+	for _, f := range families {
+		c := choice[f]
+		n.log.Info("underlay chosen", append(choiceFields(f, c), zap.String("candidates", underlay.List(seen.Interfaces)))...)
+		if c.Trouble != "" {
+			n.log.Warn("underlay does not serve", zap.Stringer("family", f), zap.String("reason", c.Trouble))
+		}
+	}
+	return choice, nil
 }
 
 // serve holds the lease and keeps the kernel as the store wants it.
 func (n *Node) serve(ctx context.Context, p prepared, lease subnet.Lease) error {
 	p.self.Subnets = lease.Subnets
+	at, _ := n.place.now()
+	at.self.Subnets = lease.Subnets
+	n.place.set(at)
+	_, elsewhere := n.place.now()
 	planner := p.options.Planner(p.self)
 	own, err := planner.Own()
 	if err != nil {
 		return err
 	}
-	mtu, err := planner.MTU()
-	if err != nil {
-		return err
-	}
-	env := envfile.Env{Subnets: lease.Subnets, MTU: mtu, IPMasq: n.opts.IPMasq}
-	for _, f := range p.config.Families() {
-		env.Networks[f] = p.config.Ranges[f].Network
+	if p.options.Means().Carries() {
+		if err := n.settings.Set(ctx); err != nil {
+			return err
+		}
 	}
 	loop := converge.New(n.kernel, n.log)
 	loop.AuditEvery(cmp.Or(n.opts.AuditEvery, DefaultAuditEvery))
@@ -417,8 +435,11 @@ func (n *Node) serve(ctx context.Context, p prepared, lease subnet.Lease) error 
 	group, ctx := errgroup.WithContext(ctx)
 	filtered := n.runFirewall(ctx, group)
 	group.Go(func() error { return loop.Run(ctx) })
+	if p.options.Means().Carries() {
+		group.Go(func() error { return n.settings.Keep(ctx) })
+	}
 	group.Go(func() error { return n.store.Watch(ctx, follower.follow) })
-	group.Go(func() error { return n.hold(ctx, p, lease, keeper, follower) })
+	group.Go(func() error { return n.hold(ctx, p, lease, keeper, follower, elsewhere) })
 	group.Go(func() error {
 		select {
 		case <-ctx.Done():
@@ -437,12 +458,14 @@ func (n *Node) serve(ctx context.Context, p prepared, lease subnet.Lease) error 
 			return nil
 		case <-filtered:
 		}
-		if err := n.file.write(env); err != nil {
+		mtu, err := n.announce(p.config, lease)
+		if err != nil {
 			return err
 		}
-		n.log.Info("ready", zap.Stringer("subnets", lease.Subnets), zap.Int("mtu", mtu), zap.String("subnet_file", n.opts.SubnetFile))
 		close(n.ready)
-		return n.file.keep(ctx)
+		return n.keepSubnetFile(ctx, p.config, lease, mtu)
 	})
+	group.Go(func() error { return n.file.keep(ctx) })
+	group.Go(func() error { return n.followUnderlay(ctx, p, follower) })
 	return group.Wait()
 }

@@ -6,7 +6,9 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -31,15 +33,62 @@ func TestMain(m *testing.M) {
 
 const testConfig = `{"Network": "10.5.0.0/16"}`
 
-// fakeHost has one interface with a default route.
+// fakeHost has one interface with a default route at first.
 type fakeHost struct {
-	preflight error
-	host      []backend.Interface
+	preflight, tunnel error
+
+	mu      sync.Mutex
+	host    []backend.Interface
+	survey  backend.Survey
+	ways    map[netip.Addr]backend.Way
+	changed func()
+	failing error
 }
 
 func (h *fakeHost) Preflight(context.Context) error { return h.preflight }
+func (h *fakeHost) CanTunnel(context.Context) error { return h.tunnel }
+func (h *fakeHost) Survey(context.Context, []netip.Prefix) (backend.Survey, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.survey, nil
+}
+
+func (h *fakeHost) has(s backend.Survey) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.survey = s
+}
+
 func (h *fakeHost) Interfaces(context.Context) ([]backend.Interface, error) {
-	return h.host, nil
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return slices.Clone(h.host), h.failing
+}
+
+func (h *fakeHost) Way(_ context.Context, to netip.Addr) (backend.Way, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.ways[to], nil
+}
+
+func (h *fakeHost) WatchInterfaces(ctx context.Context, _ func(netip.Prefix) bool, changed func()) error {
+	h.mu.Lock()
+	h.changed = changed
+	h.mu.Unlock()
+	changed()
+	<-ctx.Done()
+	return nil
+}
+
+// become changes the host and tells of it.
+func (h *fakeHost) become(change func()) {
+	h.mu.Lock()
+	change()
+	changed := h.changed
+	h.mu.Unlock()
+	if changed != nil {
+		changed()
+	}
 }
 
 // rig is a node with all its surroundings in memory.
@@ -76,7 +125,7 @@ func newRig(t *testing.T) *rig {
 	dir := t.TempDir()
 	r := &rig{
 		t: t, store: subnettest.NewMemory(), kernel: backendtest.NewFake(),
-		host: &fakeHost{host: []backend.Interface{{Name: "eth0", MTU: 1500, Addresses: []netip.Addr{netip.MustParseAddr("10.99.0.1")}, DefaultV4: true}}},
+		host: &fakeHost{host: []backend.Interface{{Name: "eth0", Up: true, MTU: 1500, Addresses: []netip.Addr{netip.MustParseAddr("10.99.0.1")}, DefaultV4: true}}},
 		tune: func(*Node) {},
 		opts: Options{Name: "node1", SubnetFile: filepath.Join(dir, "subnet.env"), RunDir: filepath.Join(dir, "run"), StateDir: filepath.Join(dir, "state"), PeerGrace: DefaultPeerGrace},
 	}

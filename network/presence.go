@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
+	"sync"
 	"time"
 
 	"go.uber.org/zap"
@@ -58,7 +60,10 @@ func (n *Node) arrive(ctx context.Context, p *prepared, kick <-chan struct{}, ea
 }
 
 func (a *arrival) try(ctx context.Context) error {
-	n, living := a.n, a.p.living
+	n := a.n
+	at, _ := n.place.now() // It may have moved since it was last tried.
+	a.p.living, a.p.request = at.living(a.p.living), at.request(a.p.request)
+	living := a.p.living
 	first, known, err := n.presence.Known(ctx, living)
 	if err != nil {
 		a.unknown = time.Time{} // Nobody could come back while the store was away.
@@ -142,12 +147,23 @@ func (a *arrival) standing() (subnet.Lease, bool) {
 type vigil struct {
 	n *Node
 	p prepared
+
+	mu sync.Mutex
+	at subnet.PerFamily[netip.Addr] // Where the node is known to live.
+
 	// doubts has who wants the node to be known for sure before it goes on.
 	doubts chan chan<- struct{}
 }
 
 func newVigil(n *Node, p prepared) *vigil {
-	return &vigil{n: n, p: p, doubts: make(chan chan<- struct{})}
+	return &vigil{n: n, p: p, at: p.living.Addresses, doubts: make(chan chan<- struct{})}
+}
+
+// known are the addresses under which the node was made known last.
+func (v *vigil) known() subnet.PerFamily[netip.Addr] {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.at
 }
 
 // run keeps the node known until ctx ends. One that runs is not ended by a twin
@@ -192,15 +208,24 @@ func (v *vigil) stay(ctx context.Context) (sure chan<- struct{}, err error) {
 // again makes the node known anew.
 func (v *vigil) again(ctx context.Context) error {
 	return v.n.untilWithin(ctx, twinWait, waitForName, nil, func() (err error) {
-		v.p.presence, err = v.n.presence.Appear(ctx, v.p.living)
+		at, _ := v.n.place.now()
+		living, before := at.living(v.p.living), v.known()
+		v.p.presence, err = v.n.presence.Appear(ctx, living)
 		var twin *subnet.TwinError
 		if errors.As(err, &twin) {
+			if twin.Address.IsValid() && twin.Address != before[subnet.FamilyOf(twin.Address)] {
+				v.n.setTwin(twin, "not ready: the address that this node has now is another machine's")
+				return twin
+			}
 			twin.Lives = true // It came after this node, which was known before.
-			v.n.setTwin(twin)
+			v.n.setTwin(twin, "not ready: another machine has taken this node's place while the store did not hear from this one")
 			return twin
 		}
 		if err == nil {
-			v.n.setTwin(nil)
+			v.mu.Lock()
+			v.at = living.Addresses
+			v.mu.Unlock()
+			v.n.setTwin(nil, "")
 		}
 		return err
 	})
@@ -224,7 +249,7 @@ func (v *vigil) sure(ctx context.Context) error {
 }
 
 // setTwin notes who has taken this node's place, nil for nobody, and says it once.
-func (n *Node) setTwin(twin *subnet.TwinError) {
+func (n *Node) setTwin(twin *subnet.TwinError, what string) {
 	n.mu.Lock()
 	before := n.twin
 	n.twin = nil
@@ -234,7 +259,7 @@ func (n *Node) setTwin(twin *subnet.TwinError) {
 	n.mu.Unlock()
 	switch {
 	case before == nil && twin != nil:
-		n.log.Error("not ready: another machine has taken this node's place while the store did not hear from this one", zap.Error(twin))
+		n.log.Error(what, zap.Error(twin))
 	case before != nil && twin == nil:
 		n.log.Info("this node's place is its own again")
 	}

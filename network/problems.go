@@ -24,6 +24,8 @@ type problems struct {
 	// said has the records that are passed over, as far as that was said, and
 	// those of which there was a line lately.
 	said map[string]saidProblem
+	// waiting are those of which something else is so than was said.
+	waiting map[string]struct{}
 	// left are the lines until refill.
 	left   int
 	refill time.Time
@@ -38,35 +40,48 @@ type saidProblem struct {
 }
 
 func newProblems(log *zap.Logger) *problems {
-	return &problems{log: log, said: map[string]saidProblem{}}
+	return &problems{log: log, said: map[string]saidProblem{}, waiting: map[string]struct{}{}}
 }
 
-// report brings what was said up to date with the records that are passed over
-// and why, by key. It is to be called now and then also when nothing changed.
-func (p *problems) report(now time.Time, records map[string]string) {
+// report brings what was said up to date with the records of which it may have
+// changed whether they are passed over; why says so of any of them, and passed is
+// their number. It is to be called now and then also when nothing changed: what waits
+// is looked at each sayEvery, so that a change costs the same among many problems.
+func (p *problems) report(now time.Time, changed []string, why func(key string) string, passed int) {
+	had := p.left
 	if !p.refill.After(now) {
-		p.left, p.refill = mostSaid, now.Add(sayEvery)
+		p.left, p.refill, had = mostSaid, now.Add(sayEvery), mostSaid
+		p.again(now, why)
 	}
-	had, more := p.left, 0
-	for key, why := range records {
-		if p.said[key].why != why && !p.say(now, key, why) {
-			more++
+	for _, key := range changed {
+		p.look(now, key, why(key))
+	}
+	if len(p.waiting) > 0 && had > 0 && p.left == 0 {
+		p.log.Warn("more records like these", zap.Int("records", len(p.waiting)), zap.Int("passed_over", passed))
+	}
+}
+
+// again looks at what waits, and forgets what is over.
+func (p *problems) again(now time.Time, why func(key string) string) {
+	for key := range p.waiting {
+		if p.left == 0 {
+			break
 		}
+		p.look(now, key, why(key))
 	}
 	for key, was := range p.said {
-		_, still := records[key]
-		switch {
-		case still:
-		case was.why != "":
-			if !p.say(now, key, "") {
-				more++
-			}
-		case was.until.Add(was.pause).Before(now):
+		if _, waits := p.waiting[key]; !waits && was.why == "" && was.until.Add(was.pause).Before(now) {
 			delete(p.said, key)
 		}
 	}
-	if more > 0 && had > 0 && p.left == 0 {
-		p.log.Warn("more records like these", zap.Int("records", more), zap.Int("passed_over", len(records)))
+}
+
+// look says what is so of a record, or has it wait, if that was not said.
+func (p *problems) look(now time.Time, key, why string) {
+	if p.said[key].why == why || p.say(now, key, why) {
+		delete(p.waiting, key)
+	} else {
+		p.waiting[key] = struct{}{}
 	}
 }
 

@@ -10,17 +10,35 @@ import (
 	"go.uber.org/zap/zaptest/observer"
 )
 
+// told reports what changed in what is passed over.
+func (p *problems) told(now time.Time, was, is map[string]string) {
+	var changed []string
+	for key := range was {
+		if is[key] == "" {
+			changed = append(changed, key)
+		}
+	}
+	for key, why := range is {
+		if was[key] != why {
+			changed = append(changed, key)
+		}
+	}
+	p.report(now, changed, func(key string) string { return is[key] }, len(is))
+}
+
 // TestTogglingRecordIsSaidNowAndThen: one that turns good and bad with each change
 // has ever fewer lines, and the last says what is so. Another is said at once.
 func TestTogglingRecordIsSaidNowAndThen(t *testing.T) {
 	core, logs := observer.New(zapcore.InfoLevel)
 	p, now := newProblems(zap.New(core)), time.Unix(1e9, 0)
+	var was map[string]string
 	for i := range 36_000 { // An hour.
 		records := map[string]string{"steady": "broken"}
 		if i%2 == 0 {
 			records["toggling"] = "broken"
 		}
-		p.report(now, records)
+		p.told(now, was, records)
+		was = records
 		if i == 0 && logs.Len() != 2 {
 			t.Errorf("at once: %v", logs.All())
 		}
@@ -33,7 +51,8 @@ func TestTogglingRecordIsSaidNowAndThen(t *testing.T) {
 		logs.TakeAll()
 		for range 60 {
 			now = now.Add(30 * time.Second)
-			p.report(now, want)
+			p.told(now, was, want)
+			was = want
 		}
 		said := 0
 		for _, line := range logs.All() {
@@ -46,8 +65,8 @@ func TestTogglingRecordIsSaidNowAndThen(t *testing.T) {
 		}
 	}
 	now = now.Add(2 * longestSilence)
-	if p.report(now, nil); len(p.said) != 0 {
-		t.Errorf("left over: %v", p.said)
+	if p.told(now, was, nil); len(p.said)+len(p.waiting) != 0 {
+		t.Errorf("left over: %v, %v", p.said, p.waiting)
 	}
 }
 
@@ -60,8 +79,10 @@ func TestManyRecordsAreSaidByAndBy(t *testing.T) {
 	for i := range 35 {
 		records[fmt.Sprint(i)] = "broken"
 	}
+	var was map[string]string
 	for range 50 {
-		p.report(now, records)
+		p.told(now, was, records)
+		was = records
 		now = now.Add(time.Second)
 	}
 	if n := logs.FilterMessage("record passed over").Len(); n != len(records) {

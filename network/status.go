@@ -55,9 +55,9 @@ func (n *Node) Status() status.Status {
 	s := status.Status{
 		Version: status.Version, Node: n.opts.Name, Up: v.up, Waiting: v.waiting,
 		Daemon: status.Daemon{Version: n.opts.Version, PID: os.Getpid(), Started: v.started, LogLevel: n.opts.Level.String()},
-		Lease:  v.lease, Underlay: slices.Clone(v.underlay), Peers: v.peers, Store: v.store,
+		Lease:  v.lease, Underlay: slices.Clone(v.underlay), UnderlayMoves: v.moves, Peers: v.peers, Store: v.store,
 	}
-	loop := v.loop
+	loop, notWritten := v.loop, v.fileProblem
 	v.mu.Unlock()
 
 	away := false
@@ -87,7 +87,7 @@ func (n *Node) Status() status.Status {
 	}
 	var fileProblem string
 	s.SubnetFile, fileProblem = n.file.status()
-	s.Conditions = status.Judge(s, now, fileProblem)
+	s.Conditions = status.Judge(s, now, cmp.Or(fileProblem, notWritten))
 	n.tracker.Note(s.Conditions, now)
 	s.Ready = status.Met(s.Conditions)
 	return s

@@ -264,6 +264,13 @@ func TestEachMetricMoves(t *testing.T) {
 	}
 	until("the subnet file is back", is("subnet_file_restored_total", 1))
 
+	r.host.become(func() { r.host.host[0].MTU = 1400 })
+	until("the underlay has another MTU", is("underlay_moves_total", 1))
+	r.host.become(func() { r.host.host[0].Up = false })
+	until("the underlay is down", is(`condition_met{condition="underlay"`, 0))
+	r.host.become(func() { r.host.host[0].Up = true })
+	until("the underlay is up", is(`condition_met{condition="underlay"`, 1))
+
 	drop := func(e backend.Entry) { r.kernel.Hand(func(s *backend.State) { s.Drop(e) }) }
 	route := backend.Route{Dst: second.Subnets[0]}
 	drop(route)

@@ -22,10 +22,13 @@ type view struct {
 	started  time.Time
 	waiting  *status.Waiting
 	underlay []status.Underlay
-	lease    status.Lease
-	leaseID  int64 // The store's own.
-	store    status.Store
-	peers    status.Peers
+	moves    uint64
+	// fileProblem says why the subnet file is not what it should be, "" if it is.
+	fileProblem string
+	lease       status.Lease
+	leaseID     int64 // The store's own.
+	store       status.Store
+	peers       status.Peers
 	// The rest is set when the node begins to serve.
 	up       bool
 	planner  plan.Planner
@@ -62,9 +65,31 @@ func (v *view) chose(families []subnet.Family, choice subnet.PerFamily[underlay.
 	for _, f := range families {
 		c := choice[f]
 		v.underlay = append(v.underlay, status.Underlay{
-			Family: f.String(), Interface: c.Interface, Address: c.Local, Public: c.Public, MTU: c.MTU, Reason: c.Reason,
+			Family: f.String(), Interface: c.Interface, Address: c.Local, Public: c.Public, MTU: c.MTU, Reason: c.Reason, Problem: c.Trouble,
 		})
 	}
+}
+
+// moved notes that the underlay is another, and what is planned by that.
+func (v *view) moved(planner plan.Planner, families []subnet.Family, choice subnet.PerFamily[underlay.Choice]) {
+	v.chose(families, choice)
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.planner = planner
+	v.moves++
+}
+
+// fileFailed notes what became of writing the subnet file, and tells whether that
+// is news.
+func (v *view) fileFailed(err error) (news bool) {
+	text := ""
+	if err != nil {
+		text = err.Error()
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	news, v.fileProblem = text != v.fileProblem, text
+	return news
 }
 
 // serves notes the parts that serve. saved, where not nil, is what stands in for
@@ -147,7 +172,9 @@ func (o observed) Watch(ctx context.Context, to func(subnet.Change)) error {
 	return o.Store.Watch(ctx, func(c subnet.Change) {
 		to(c)
 		o.view.heard(c)
-		o.view.count()
+		if !c.More {
+			o.view.count()
+		}
 	})
 }
 

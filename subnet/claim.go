@@ -97,6 +97,18 @@ func Claim(ctx context.Context, store Store, cfg Config, req Request) (Lease, er
 	return Lease{}, fmt.Errorf("claim a lease: lost %d races in a row", maxClaimTries)
 }
 
+// Rewrite makes the record of a lease that the node holds say what the request
+// does now, its subnets apart. Where the record is not as it was held, it returns
+// [ErrConflict] and changes nothing: then Claim finds out what became of it.
+func Rewrite(ctx context.Context, store Store, held Lease, req Request) (Lease, error) {
+	want := req.lease(held.Subnets)
+	want.ID, want.Created, want.Modified = held.ID, held.Created, held.Modified
+	if want.SameContent(held) {
+		return held, nil
+	}
+	return store.Write(ctx, want)
+}
+
 // list is the listing by which a try goes.
 func (r Request) list(ctx context.Context, store Store, try int) (Listing, error) {
 	if try == 0 && r.Seen != nil {

@@ -116,7 +116,7 @@ func (m *Mirror) different(c Change) bool {
 // another history, such as one that was put back from a backup.
 func (m *Mirror) contradicted(l Lease) bool {
 	known, ok := m.leases.get(l.Subnets)
-	_, bad := m.bad[l.Subnets.Key()]
+	bad := m.isBad(l.Subnets)
 	switch {
 	case !ok && !bad:
 		return m.listed && l.Created <= m.revision

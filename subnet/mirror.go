@@ -35,9 +35,7 @@ type Mirror struct {
 	// claims holds who claims what only one lease may have: those with a record
 	// before those that are held, oldest first.
 	claims *claims
-	// bad are the records that could not be read and refused the leases that are
-	// no peers, by key, with the reasons.
-	bad, refused map[string]string
+	passed
 }
 
 // touched are the leases whose verdict may have changed, with the peers that
@@ -57,8 +55,7 @@ func NewMirror(cfg Config, self Identity, check func(Lease) error) *Mirror {
 	leases := newLeaseTable()
 	return &Mirror{
 		cfg: cfg, self: self, check: check, leases: leases, claims: newClaims(leases),
-		bad: map[string]string{}, refused: map[string]string{},
-		grace: grace{since: map[Subnets]time.Time{}},
+		passed: newPassed(), grace: grace{since: map[Subnets]time.Time{}},
 	}
 }
 
@@ -88,25 +85,52 @@ func (m *Mirror) Apply(now time.Time, c Change) []Delta {
 	}
 	if c.Whole {
 		m.epoch, m.listed = c.Epoch, true
-		clear(m.bad)
+		m.readAllBut(c.Bad)
 	}
 	m.revision = c.Revision
 	for _, key := range c.Gone {
-		delete(m.bad, key)
+		m.setBad(key, "")
 	}
 	for _, b := range c.Bad {
-		m.bad[b.Key] = b.Reason
+		m.setBad(b.Key, cmp.Or(b.Reason, "cannot be read"))
 		if s, err := ParseKey(b.Key); err == nil && m.held(s) {
 			l, _ := m.leases.get(s)
 			m.back(s, l, touched) // As any lease whose record breaks.
 		}
 	}
 	for _, l := range c.Leases {
-		delete(m.bad, l.Subnets.Key())
+		if m.isBad(l.Subnets) {
+			m.setBad(l.Subnets.Key(), "")
+		}
 		m.back(l.Subnets, l, touched)
 	}
 	m.giveWay(touched)
 	m.expire(now, touched)
+	return m.deltas(touched)
+}
+
+// Move makes the mirror that of a node with other addresses, or with another
+// backend's check, and returns what that means for peers, in the order of their
+// subnets. It costs as much as there are leases.
+func (m *Mirror) Move(self Identity) []Delta {
+	m.self = self
+	var other []leaseID
+	for id, at := range m.leases.all() {
+		l := at.lease()
+		// What is refused is judged again also for the sake of the reason.
+		if own, sound := m.self.Owns(l), m.sound(l) == nil; own != at.own || sound != at.sound || !sound {
+			other = append(other, id)
+		}
+	}
+	touched := touched{}
+	for _, id := range other {
+		at := m.leases.at(id)
+		m.note(id, touched)
+		m.claim(id, false, touched)
+		l := at.lease()
+		at.own, at.sound = m.self.Owns(l), m.sound(l) == nil
+		m.claim(id, true, touched)
+	}
 	return m.deltas(touched)
 }
 
@@ -208,8 +232,10 @@ func (m *Mirror) claim(id leaseID, add bool, touched touched) {
 
 func (m *Mirror) compareClaimants(a, b leaseID) int {
 	l, o := m.leases.at(a), m.leases.at(b)
-	return cmp.Or(m.compareHeld(l.key.subnets(), o.key.subnets()), cmp.Compare(l.created, o.created),
-		strings.Compare(l.key.subnets().Key(), o.key.subnets().Key()))
+	if c := cmp.Or(m.compareHeld(l.key.subnets(), o.key.subnets()), cmp.Compare(l.created, o.created)); c != 0 {
+		return c // As a rule: the texts of the keys cost more than all else.
+	}
+	return strings.Compare(l.key.subnets().Key(), o.key.subnets().Key())
 }
 
 // compareHeld puts leases that are held behind those that have a record.
@@ -312,23 +338,22 @@ func (m *Mirror) deltas(touched touched) []Delta {
 // why it is refused. The node's own is a problem only where an older one has what it
 // claims; a reservation that waits for its node is none.
 func (m *Mirror) judge(s Subnets) (peer bool) {
-	if len(m.refused) > 0 {
-		delete(m.refused, s.Key())
+	why := ""
+	if id, ok := m.leases.id(s); ok {
+		at := m.leases.at(id)
+		err := m.rivalry(id)
+		if !at.own && !at.sound {
+			err = m.sound(at.lease())
+		}
+		if peer = !at.own && err == nil; err != nil && !(at.id == 0 && at.backend.Value() == "") {
+			why = err.Error()
+		}
+		at.peer = peer
 	}
-	id, ok := m.leases.id(s)
-	if !ok {
-		return false
+	if why != "" || len(m.refused) > 0 {
+		m.setRefused(s.Key(), why)
 	}
-	at := m.leases.at(id)
-	err := m.rivalry(id)
-	if !at.own && !at.sound {
-		err = m.sound(at.lease())
-	}
-	at.peer = !at.own && err == nil
-	if err != nil && !(at.id == 0 && at.backend.Value() == "") {
-		m.refused[s.Key()] = err.Error()
-	}
-	return at.peer
+	return peer
 }
 
 // All visits all peers, in no order.
@@ -368,12 +393,4 @@ func (m *Mirror) Own() (Lease, bool) {
 		}
 	}
 	return ownLease(m.self, own)
-}
-
-// Problems says which records are passed over, by key, and why. It costs as
-// much as there are problems.
-func (m *Mirror) Problems() map[string]string {
-	out := maps.Clone(m.refused)
-	maps.Copy(out, m.bad)
-	return out
 }

@@ -8,23 +8,6 @@ func (m *Mirror) Count() int { return m.peers }
 // Epoch names the life of the store that the mirror shows.
 func (m *Mirror) Epoch() string { return m.epoch }
 
-// Passed is the number of records that Problems tells of.
-func (m *Mirror) Passed() int { return len(m.bad) + len(m.refused) }
-
-// SomeProblems is a part of Problems, of at most so many records.
-func (m *Mirror) SomeProblems(most int) map[string]string {
-	out := map[string]string{}
-	for _, of := range []map[string]string{m.bad, m.refused} {
-		for key, why := range of {
-			if len(out) == most {
-				return out
-			}
-			out[key] = why
-		}
-	}
-	return out
-}
-
 // Page lists, in the order of their subnets, the first peers after the given
 // subnets that match, at most so many, and tells whether there are more. It
 // copies little more than it returns.

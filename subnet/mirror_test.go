@@ -250,6 +250,21 @@ func TestOneChangeCostsTheSameAmongMany(t *testing.T) {
 	}
 }
 
+// TestListingAgainMakesNothing for each lease, such as the text of its key: that is
+// what a restart waits for.
+func TestListingAgainMakesNothing(t *testing.T) {
+	const peers = 5000
+	m := NewMirror(mustConfig(t, `{"Network":"10.0.0.0/8"}`), Identity{Node: "node1"}, nil)
+	c := manyPeers(peers)
+	for i := range c.Leases { // A key that is too long for the stack.
+		c.Leases[i].Subnets[V6] = netip.PrefixFrom(netip.AddrFrom16([16]byte{0xfd, 0x11, 0x11, 0x11, 0x22, 0x22, 0x11 + byte(i>>8), byte(i)}), 64)
+	}
+	m.Apply(noon, c)
+	if n := testing.AllocsPerRun(5, func() { m.Apply(noon, c) }); n > peers/10 {
+		t.Errorf("%v allocations for %d leases that are as they were", n, peers)
+	}
+}
+
 func BenchmarkMirror(b *testing.B) {
 	const peers = 60_000
 	listing := manyPeers(peers)
@@ -271,4 +286,52 @@ func BenchmarkMirror(b *testing.B) {
 			m.Apply(noon, Change{Revision: 1, Gone: []string{l.Subnets.Key()}})
 		}
 	})
+}
+
+// TestMoveJudgesPeersAgain: by the node's addresses of now and what its backend says
+// then, whatever was so before.
+func TestMoveJudgesPeersAgain(t *testing.T) {
+	refused := "10.99.0.2"
+	m := NewMirror(mustConfig(t, modes["ipv4"]), Identity{Node: "node1", PublicIP: PerFamily[netip.Addr]{netip.MustParseAddr("10.99.0.1")}}, func(l Lease) error {
+		if at := l.Endpoints[V4].PublicIP.String(); at == refused {
+			return fmt.Errorf("%s is not on the link", at)
+		}
+		return nil
+	})
+	same, unnamed, twin := peerLease(5), peerLease(6), peerLease(7)
+	same.Endpoints[V4].PublicIP = netip.MustParseAddr("10.99.0.1")
+	unnamed.Node = ""
+	twin.Endpoints[V4].MAC = peerLease(3).Endpoints[V4].MAC // Of an older lease.
+	m.Apply(noon, whole(peerLease(2), peerLease(3), peerLease(4), same, unnamed, twin))
+	if got := peersOf(m); got != "10.5.3.0-24 10.5.4.0-24 10.5.6.0-24" {
+		t.Fatalf("peers are %s", got)
+	}
+	for _, step := range []struct{ refused, own, peers, deltas string }{
+		{"10.99.0.2", "10.99.0.1", "10.5.3.0-24 10.5.4.0-24 10.5.6.0-24", ""},
+		{"10.99.0.3", "10.99.0.1", "10.5.2.0-24 10.5.4.0-24 10.5.6.0-24 10.5.7.0-24", "+10.5.2.0-24 -10.5.3.0-24 +10.5.7.0-24"},
+		{"10.99.0.3", "10.99.0.4", "10.5.2.0-24 10.5.5.0-24 10.5.6.0-24 10.5.7.0-24", "-10.5.4.0-24 +10.5.5.0-24"},
+		{"", "10.99.0.6", "10.5.2.0-24 10.5.3.0-24 10.5.4.0-24 10.5.5.0-24", "+10.5.3.0-24 +10.5.4.0-24 -10.5.6.0-24 -10.5.7.0-24"},
+		{"10.99.0.2", "10.99.0.1", "10.5.3.0-24 10.5.4.0-24 10.5.6.0-24", "-10.5.2.0-24 -10.5.5.0-24 +10.5.6.0-24"},
+	} {
+		refused = step.refused
+		var got []string
+		for _, d := range m.Move(Identity{Node: "node1", PublicIP: PerFamily[netip.Addr]{netip.MustParseAddr(step.own)}}) {
+			switch {
+			case d.Before.Subnets == Subnets{}:
+				got = append(got, "+"+d.After.Subnets.Key())
+			case d.After.Subnets == Subnets{}:
+				got = append(got, "-"+d.Before.Subnets.Key())
+			default:
+				t.Errorf("changed: %+v", d)
+			}
+		}
+		if text := strings.Join(got, " "); text != step.deltas || peersOf(m) != step.peers || m.Count() != len(strings.Fields(step.peers)) {
+			t.Errorf("at %s: %s, and peers are %s (%d)", step.own, text, peersOf(m), m.Count())
+		}
+		fresh := NewMirror(mustConfig(t, modes["ipv4"]), Identity{Node: "node1", PublicIP: PerFamily[netip.Addr]{netip.MustParseAddr(step.own)}}, m.check)
+		fresh.Apply(noon, whole(peerLease(2), peerLease(3), peerLease(4), same, unnamed, twin))
+		if peersOf(fresh) != peersOf(m) || fmt.Sprint(fresh.Problems()) != fmt.Sprint(m.Problems()) {
+			t.Errorf("at %s: one that begins there has %s %v, this %s %v", step.own, peersOf(fresh), fresh.Problems(), peersOf(m), m.Problems())
+		}
+	}
 }

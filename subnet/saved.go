@@ -66,10 +66,8 @@ func (m *Mirror) Save() (epoch string, revision int64, peers SavedPeers) {
 			continue
 		}
 		packed, s := *l, l.key.subnets()
-		if len(m.bad) > 0 {
-			if _, bad := m.bad[s.Key()]; bad {
-				packed.modified = 0 // What was written then is not this.
-			}
+		if m.isBad(s) {
+			packed.modified = 0 // What was written then is not this.
 		}
 		peers.add(packed, m.held(s))
 	}

@@ -92,6 +92,10 @@ type Change struct {
 	ConfigSet bool
 	Config    []byte
 
+	// More says that another change follows at once, so that whoever has much to
+	// do for a change, whatever it is, may do it once for several.
+	More bool
+
 	// Leases were written, the records in Bad were written and cannot be read,
 	// the Gone keys were deleted.
 	Leases []Lease

@@ -82,6 +82,7 @@ func Conformance(t *testing.T, open func(t *testing.T) Harness) {
 		"device in place":        testDeviceInPlace,
 		"device down":            testDeviceDown,
 		"link-local addresses":   testLinkLocal,
+		"settings of a device":   testSettings,
 		"misfit":                 testMisfit,
 		"another vni":            testAnotherVNI,
 		"delete what is not":     testDeleteAbsent,
@@ -211,6 +212,34 @@ func testDeviceDown(_ *testing.T, s *suite) {
 	learning.Learning = true
 	s.by(s.Hand.Put(learning))
 	s.holds(with(want, learning))
+	s.reach(want)
+}
+
+// testSettings: what a device of ours has otherwise than the host's own is mended
+// in place, and so is what a hand sets otherwise.
+func testSettings(_ *testing.T, s *suite) {
+	want := world(2)
+	s.reach(want)
+	for _, o := range overlays {
+		for _, set := range []func(*backend.Device){
+			func(d *backend.Device) { d.NoForwarding = true },
+			func(d *backend.Device) { d.PathFilter = true },
+			func(d *backend.Device) { d.NoTxChecksum = true },
+		} {
+			d := o.device()
+			set(&d)
+			s.by(s.Hand.Put(d))
+			s.holds(with(want, d))
+			s.reach(want)
+		}
+	}
+	for _, o := range overlays {
+		d := o.device()
+		d.NoTxChecksum = true
+		want.Put(d)
+	}
+	s.reach(want)
+	s.reach(backend.NewState())
 	s.reach(want)
 }
 

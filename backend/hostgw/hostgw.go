@@ -20,6 +20,9 @@ type Options struct{}
 // Unheeded implements plan.Options.
 func (Options) Unheeded() []string { return nil }
 
+// Means implements plan.Options.
+func (Options) Means() plan.Means { return plan.Means{Direct: true} }
+
 // Endpoints implements plan.Options.
 func (Options) Endpoints(_ string, public subnet.PerFamily[netip.Addr]) subnet.PerFamily[subnet.Endpoint] {
 	return plan.Addresses(public)
@@ -56,10 +59,19 @@ func (s Self) Check(l subnet.Lease) error {
 	for _, f := range subnet.Families {
 		u, public := s.Underlay[f], l.Endpoints[f].PublicIP
 		if s.Uses(f) && l.Subnets[f].IsValid() && !u.Reaches(public) {
-			return fmt.Errorf("public address %s is not on the link of %s, so host-gw has no way to it: on that link are %v", public, u.Interface, u.OnLink)
+			return fmt.Errorf("public address %s is not on the link of %s, so host-gw has no way to it: on that link are %s", public, u.Interface, some(u.OnLink))
 		}
 	}
 	return nil
+}
+
+// some names the first of a list that can be long.
+func some(list []netip.Prefix) string {
+	const most = 8
+	if len(list) <= most {
+		return fmt.Sprint(list)
+	}
+	return fmt.Sprintf("%v and %d more", list[:most], len(list)-most)
 }
 
 // MTU is the interface's, in bytes.

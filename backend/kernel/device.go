@@ -26,11 +26,11 @@ func (k *Kernel) applyDevice(ctx context.Context, v backend.Verb, d backend.Devi
 	}
 }
 
-// addDevice makes a device that is down, keeps it from making itself a
-// link-local address, and takes it up. It takes three requests, for the kernel
-// pays no heed to IFLA_AF_SPEC at creation (rtnl_create_link), and afterwards
-// sets flags before it (do_setlink). What was made goes again if a later step
-// fails.
+// addDevice makes a device that is down, gives it its settings, keeps it from
+// making itself a link-local address, and takes it up. It takes several requests,
+// for the kernel pays no heed to IFLA_AF_SPEC at creation (rtnl_create_link), and
+// afterwards sets flags before it (do_setlink). What was made goes again if a
+// later step fails.
 func (k *Kernel) addDevice(ctx context.Context, d backend.Device) error {
 	err := k.request(ctx, func(w *builder, seq uint32) {
 		w.begin(unix.RTM_NEWLINK, exclusiveFlags, seq, sizeLinkMessage)
@@ -48,6 +48,9 @@ func (k *Kernel) addDevice(ctx context.Context, d backend.Device) error {
 	}
 	delete(k.index, d.Name)
 	index, err := k.indexOf(ctx, d.Name)
+	if err == nil {
+		err = k.settle(ctx, d, index)
+	}
 	if err == nil {
 		err = k.takeUp(ctx, index)
 	}
@@ -175,6 +178,18 @@ func (k *Kernel) changeDevice(ctx context.Context, d backend.Device) error {
 		if err != nil {
 			return fmt.Errorf("change MAC or MTU: %w", err)
 		}
+	}
+	if l.noForwarding || l.pathFilter {
+		if err := k.openIPv4(ctx, l.index); err != nil {
+			return err
+		}
+	}
+	off, err := k.noTxChecksum(d.Name)
+	if err == nil && off != d.NoTxChecksum {
+		err = k.setTxChecksum(d.Name, !d.NoTxChecksum)
+	}
+	if err != nil {
+		return err
 	}
 	if l.protoDown {
 		if err := k.giveCarrier(ctx, l.index); err != nil {

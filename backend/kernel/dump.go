@@ -125,6 +125,9 @@ func (d *dumper) devices(ctx context.Context) (indexes []int, err error) {
 		d.names[l.index] = l.name
 		d.k.index[l.name] = l.index
 		dev := l.device()
+		if dev.NoTxChecksum, err = d.k.noTxChecksum(l.name); err != nil {
+			return nil, err
+		}
 		if dev.Misfit == "" && l.vxlan.lower != 0 {
 			dev.Misfit = "bound to lower device " + d.name(ctx, l.vxlan.lower)
 		}
@@ -141,7 +144,8 @@ func (d *dumper) devices(ctx context.Context) (indexes []int, err error) {
 func (l linkMessage) device() backend.Device {
 	dev := backend.Device{
 		Name: l.name, VNI: l.vxlan.vni, Port: l.vxlan.port, Local: l.vxlan.local, MAC: l.mac, MTU: l.mtu,
-		Down: !l.up || l.protoDown, Learning: l.vxlan.learning, LinkLocal: l.linkLocal, Misfit: l.vxlan.odd,
+		Down: !l.up || l.protoDown, Learning: l.vxlan.learning, LinkLocal: l.linkLocal,
+		NoForwarding: l.noForwarding, PathFilter: l.pathFilter, Misfit: l.vxlan.odd,
 	}
 	switch {
 	case dev.Misfit != "":

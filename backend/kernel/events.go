@@ -92,6 +92,11 @@ func (e *events) read(k *Kernel, m message) {
 		}
 	case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:
 		e.route(k, m)
+	case unix.RTM_NEWNETCONF:
+		// A setting of a device of ours was changed by a hand in /proc/sys.
+		if _, ours := e.ours[netconfLink(m.body)]; ours {
+			e.lost()
+		}
 	case unix.RTM_NEWNEXTHOP, unix.RTM_DELNEXTHOP:
 		if n, ok := parseNexthop(m.body); ok {
 			e.nexthop(k, m, n)

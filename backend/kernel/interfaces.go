@@ -17,7 +17,8 @@ import (
 // privacy's sake (IFA_F_TEMPORARY). An interface has the default if a default
 // route of the main table leads by it, alone or among others, and none has a
 // lower metric. On its link are the prefixes to which the main table has a route
-// out of it without a gateway.
+// out of it without a gateway, less those inside them that another route of it
+// leads elsewhere: through a gateway, out of another link, or nowhere.
 func (k *Kernel) Interfaces(ctx context.Context) ([]backend.Interface, error) {
 	links, err := k.links(ctx)
 	if err != nil {
@@ -28,34 +29,39 @@ func (k *Kernel) Interfaces(ctx context.Context) ([]backend.Interface, error) {
 		return nil, err
 	}
 	defer release()
-	addresses, err := k.globalAddresses(ctx)
+	addresses, tentative, err := k.globalAddresses(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("dump addresses: %w", err)
 	}
-	v4, err := k.mainRoutes(ctx, unix.AF_INET)
+	v4, err := k.mainTable(ctx, unix.AF_INET)
 	if err != nil {
 		return nil, fmt.Errorf("dump routes: %w", err)
 	}
-	v6, err := k.mainRoutes(ctx, unix.AF_INET6)
+	v6, err := k.mainTable(ctx, unix.AF_INET6)
 	if err != nil {
 		return nil, fmt.Errorf("dump routes: %w", err)
 	}
-	defaultV4, defaultV6 := k.defaults(ctx, v4), k.defaults(ctx, v6)
-	onLink := connected(append(v4, v6...))
+	defaultV4, defaultV6 := k.defaults(ctx, v4.defaults), k.defaults(ctx, v6.defaults)
+	onLink := map[int][]netip.Prefix{}
+	for _, table := range []mainTable{v4, v6} {
+		table.onLink(onLink)
+	}
 	var out []backend.Interface
 	for _, l := range links {
 		if k.owns(l.name) {
 			continue
 		}
 		out = append(out, backend.Interface{
-			Name: l.name, MTU: l.mtu, Addresses: addresses[l.index], OnLink: onLink[l.index],
+			Name: l.name, Up: l.up && l.running, MTU: l.mtu, Addresses: addresses[l.index], Tentative: tentative[l.index], OnLink: onLink[l.index],
 			DefaultV4: defaultV4[l.index], DefaultV6: defaultV6[l.index],
 		})
 	}
 	return out, nil
 }
 
-func (k *Kernel) globalAddresses(ctx context.Context) (map[int][]netip.Addr, error) {
+// globalAddresses reads addresses by the numbers of their links, and which links have
+// one that is tentative.
+func (k *Kernel) globalAddresses(ctx context.Context) (by map[int][]netip.Addr, tentative map[int]bool, err error) {
 	all, err := collect(ctx, k, func(w *builder, seq uint32) {
 		w.begin(unix.RTM_GETADDR, unix.NLM_F_DUMP, seq, sizeAddressMessage)
 	}, func(m message) (addressMessage, bool) {
@@ -67,10 +73,13 @@ func (k *Kernel) globalAddresses(ctx context.Context) (map[int][]netip.Addr, err
 		}
 		return a, ok && a.flags&about == 0
 	})
-	by := map[int][]netip.Addr{}
+	by, tentative = map[int][]netip.Addr{}, map[int]bool{}
 	for _, a := range all {
 		addr := a.prefix.Addr()
 		if addr.Is6() {
+			if a.flags&unix.IFA_F_TENTATIVE != 0 && a.flags&unix.IFA_F_OPTIMISTIC == 0 {
+				tentative[a.index] = true
+			}
 			// The kernel puts a new one before those of its scope
 			// (ipv6_link_dev_addr); an address that comes for a time, as a
 			// failover's does, must not go before the host's own.
@@ -79,7 +88,7 @@ func (k *Kernel) globalAddresses(ctx context.Context) (map[int][]netip.Addr, err
 		}
 		by[a.index] = append(by[a.index], addr)
 	}
-	return by, err
+	return by, tentative, err
 }
 
 // firstV6 is where the IPv6 addresses begin in a list that has IPv4's first.
@@ -90,37 +99,10 @@ func firstV6(list []netip.Addr) int {
 	return len(list)
 }
 
-// mainRoutes reads the default routes and those without a gateway of a family's
-// main table. The kernel filters by table only, so a full BGP table in it is read
-// whole.
-func (k *Kernel) mainRoutes(ctx context.Context, family uint8) ([]routeMessage, error) {
-	return collect(ctx, k, func(w *builder, seq uint32) {
-		h := w.begin(unix.RTM_GETROUTE, unix.NLM_F_DUMP, seq, sizeRouteMessage)
-		h[0], h[4], h[7] = family, unix.RT_TABLE_MAIN, unix.RTN_UNICAST
-	}, func(m message) (routeMessage, bool) {
-		r, ok := parseRoute(m.body)
-		ok = ok && (r.dst.Bits() == 0 || r.connected()) && r.table == unix.RT_TABLE_MAIN && r.typ == unix.RTN_UNICAST &&
-			r.flags&(unix.RTM_F_CLONED|unix.RTNH_F_DEAD) == 0
-		r.multipath = append([]byte(nil), r.multipath...) // The buffer is used again.
-		return r, ok
-	})
-}
-
 // connected tells whether a route leads to a link itself.
 func (r routeMessage) connected() bool {
-	return r.dst.Bits() > 0 && r.out != 0 && r.nexthop == 0 && !r.gateway.IsValid() && len(r.multipath) == 0 &&
+	return r.typ == unix.RTN_UNICAST && r.dst.Bits() > 0 && r.out != 0 && r.nexthop == 0 && !r.gateway.IsValid() && len(r.multipath) == 0 &&
 		!r.dst.Addr().IsLinkLocalUnicast() && !r.dst.Addr().IsMulticast()
-}
-
-// connected lists what is on the link of each device.
-func connected(routes []routeMessage) map[int][]netip.Prefix {
-	by := map[int][]netip.Prefix{}
-	for _, r := range routes {
-		if r.connected() && !slices.Contains(by[r.out], r.dst) {
-			by[r.out] = append(by[r.out], r.dst)
-		}
-	}
-	return by
 }
 
 // defaults tells by which devices a family's default route leaves.
@@ -128,7 +110,6 @@ func (k *Kernel) defaults(ctx context.Context, routes []routeMessage) map[int]bo
 	lowest := []routeMessage(nil)
 	for _, r := range routes {
 		switch {
-		case r.dst.Bits() != 0:
 		case len(lowest) == 0 || r.metric == lowest[0].metric:
 			lowest = append(lowest, r)
 		case r.metric < lowest[0].metric:

@@ -1,12 +1,16 @@
 package kernel
 
 import (
+	"errors"
 	"net"
 	"net/netip"
 	"reflect"
+	"slices"
 	"testing"
+	"time"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/ripstop-net/ripstop/backend"
 	"github.com/ripstop-net/ripstop/backend/kernel/kerneltest"
@@ -73,6 +77,13 @@ func TestInterfaces(t *testing.T) {
 			// On the link by the operator's word, and behind a gateway.
 			netlink.RouteAdd(&netlink.Route{Dst: ipNet(netip.MustParsePrefix("203.0.113.0/24")), LinkIndex: index["eth0"], Scope: netlink.SCOPE_LINK}),
 			netlink.RouteAdd(&netlink.Route{Dst: ipNet(netip.MustParsePrefix("203.0.112.0/24")), LinkIndex: index["eth0"], Gw: net.IP{192, 0, 2, 1}}),
+			// Inside what is on the link: through a gateway, out of another link,
+			// nowhere, and on the same link after all.
+			netlink.RouteAdd(&netlink.Route{Dst: ipNet(netip.MustParsePrefix("203.0.113.0/25")), LinkIndex: index["eth0"], Gw: net.IP{192, 0, 2, 1}}),
+			netlink.RouteAdd(&netlink.Route{Dst: ipNet(netip.MustParsePrefix("203.0.113.16/28")), LinkIndex: index["eth0"], Scope: netlink.SCOPE_LINK}),
+			netlink.RouteAdd(&netlink.Route{Dst: ipNet(netip.MustParsePrefix("192.0.2.128/25")), LinkIndex: index["br0"], Scope: netlink.SCOPE_LINK}),
+			netlink.RouteAdd(&netlink.Route{Dst: ipNet(netip.MustParsePrefix("198.51.100.128/25")), Type: 7}), // RTN_UNREACHABLE
+			netlink.RouteAdd(&netlink.Route{Dst: ipNet(netip.MustParsePrefix("2001:db8::8000:0:0:0/65")), LinkIndex: index["eth0"], Gw: net.ParseIP("2001:db8::1")}),
 		} {
 			if err != nil {
 				return err
@@ -81,28 +92,104 @@ func TestInterfaces(t *testing.T) {
 		return nil
 	})
 	reach(t, k, peers(1, false))
-	got, err := k.Interfaces(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
+	kerneltest.Do(t, ns, func() error { // As a host's own addresses come: they are tentative for a second.
+		eth1, err := netlink.LinkByName("eth1")
+		if err != nil {
+			return err
+		}
+		return netlink.AddrAdd(eth1, &netlink.Addr{IPNet: ipNet(netip.MustParsePrefix("2001:db8:9::1/64"))})
+	})
 	by := map[string]backend.Interface{}
-	for _, i := range got {
-		by[i.Name] = i
+	// A carrier is noted a moment later (linkwatch_do_dev).
+	for end := time.Now().Add(5 * time.Second); !by["eth0"].Up && time.Now().Before(end); {
+		got, err := k.Interfaces(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, i := range got {
+			by[i.Name] = i
+		}
 	}
 	if _, ok := by["ripstop.1"]; ok {
 		t.Error("our own device is among them")
 	}
+	if eth1 := by["eth1"]; !eth1.Tentative || len(eth1.Addresses) != 1 {
+		t.Errorf("eth1: %+v", eth1)
+	}
 	for _, want := range []backend.Interface{
-		{Name: "lo", MTU: 65536},
-		{Name: "eth0", MTU: 9000, DefaultV4: true, DefaultV6: true, Addresses: []netip.Addr{
+		{Name: "lo", Up: true, MTU: 65536},
+		{Name: "eth0", Up: true, MTU: 9000, DefaultV4: true, DefaultV6: true, Addresses: []netip.Addr{
 			netip.MustParseAddr("192.0.2.5"), netip.MustParseAddr("192.0.2.4"), netip.MustParseAddr("2001:db8::5"),
-		}, OnLink: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("203.0.113.0/24"), netip.MustParsePrefix("2001:db8::/64")}},
+		}, OnLink: prefixes("192.0.2.0/25", "203.0.113.128/25", "203.0.113.16/28", "2001:db8::/65")},
 		{Name: "br0", MTU: 1500, DefaultV4: true, Addresses: []netip.Addr{netip.MustParseAddr("198.51.100.1")},
-			OnLink: []netip.Prefix{netip.MustParsePrefix("198.51.100.0/24")}},
+			OnLink: prefixes("192.0.2.128/25", "198.51.100.0/25")},
 		{Name: "br1", MTU: 1500},
 	} {
+		if want.Name == "br0" { // Without a port it is down, but for a moment.
+			want.Up = by[want.Name].Up
+		}
+		slices.SortFunc(by[want.Name].OnLink, netip.Prefix.Compare)
+		slices.SortFunc(want.OnLink, netip.Prefix.Compare)
 		if !reflect.DeepEqual(by[want.Name], want) {
 			t.Errorf("have %+v\nwant %+v", by[want.Name], want)
+		}
+	}
+}
+
+// TestOnLinkInALargeTable: what is aside is heeded also where the main table has
+// more routes than are kept.
+func TestOnLinkInALargeTable(t *testing.T) {
+	ns := kerneltest.Namespace(t)
+	k := openAt(t, ns)
+	kerneltest.Do(t, ns, func() error {
+		br := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "br0"}}
+		err := errors.Join(netlink.LinkAdd(br), netlink.LinkSetUp(br), netlink.AddrAdd(br, &netlink.Addr{IPNet: ipNet(netip.MustParsePrefix("203.0.113.1/24"))}),
+			netlink.RouteAdd(&netlink.Route{Dst: ipNet(netip.MustParsePrefix("203.0.113.128/25")), LinkIndex: br.Index, Gw: net.IP{203, 0, 113, 9}}))
+		h, failed := netlink.NewHandle()
+		if err = errors.Join(err, failed); err != nil {
+			return err
+		}
+		defer h.Close()
+		a := netip.MustParseAddr("198.18.0.0")
+		for range mostAside + 1 {
+			err = errors.Join(err, h.RouteAdd(&netlink.Route{Dst: ipNet(netip.PrefixFrom(a, 32)), Type: unix.RTN_BLACKHOLE}))
+			a = a.Next()
+		}
+		return err
+	})
+	got, err := k.Interfaces(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, i := range got {
+		if i.Name == "br0" && !slices.Equal(i.OnLink, prefixes("203.0.113.0/25")) {
+			t.Errorf("on the link are %v", i.OnLink)
+		}
+	}
+}
+
+func prefixes(texts ...string) (out []netip.Prefix) {
+	for _, text := range texts {
+		out = append(out, netip.MustParsePrefix(text))
+	}
+	return out
+}
+
+func TestSubtract(t *testing.T) {
+	for _, c := range []struct {
+		from, hole string
+		want       []netip.Prefix
+	}{
+		{"10.0.0.0/24", "10.0.1.0/24", prefixes("10.0.0.0/24")},
+		{"10.0.0.0/24", "10.0.0.0/24", nil},
+		{"10.0.0.0/24", "10.0.0.0/8", nil},
+		{"10.0.0.0/24", "10.0.0.0/25", prefixes("10.0.0.128/25")},
+		{"10.0.0.0/30", "10.0.0.2/32", prefixes("10.0.0.0/31", "10.0.0.3/32")},
+		{"2001:db8::/32", "2001:db8:4000::/34", prefixes("2001:db8:8000::/33", "2001:db8::/34")},
+	} {
+		got := subtract(netip.MustParsePrefix(c.from), netip.MustParsePrefix(c.hole))
+		if len(got) != len(c.want) || len(c.want) > 0 && !reflect.DeepEqual(got, c.want) {
+			t.Errorf("%s less %s is %v, want %v", c.from, c.hole, got, c.want)
 		}
 	}
 }

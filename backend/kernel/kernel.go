@@ -1,7 +1,7 @@
 // Package kernel is the [backend.Kernel] of Linux, over netlink.
 //
 // It needs Linux 5.3 or later (nexthop objects) with VXLAN, and CAP_NET_ADMIN;
-// [Kernel.Preflight] tells what is missing.
+// [Kernel.Preflight] and [Kernel.CanTunnel] tell what is missing.
 package kernel
 
 import (
@@ -44,6 +44,8 @@ type Kernel struct {
 	events *events
 	// listen is the receive buffer of watchers in bytes.
 	listen int
+	// tellSettings hears of new devices' settings, nil if nobody does.
+	tellSettings func(device, settings string)
 }
 
 type fdbKey struct {

@@ -80,7 +80,7 @@ func (h *hand) Put(e backend.Entry) error {
 	switch e := e.(type) {
 	case backend.Device:
 		err := h.in(e.Name, func(l netlink.Link) error {
-			if err := errors.Join(netlink.LinkSetMTU(l, e.MTU), netlink.LinkSetIP6AddrGenMode(l, addrGenMode(e))); err != nil {
+			if err := errors.Join(netlink.LinkSetMTU(l, e.MTU), netlink.LinkSetIP6AddrGenMode(l, addrGenMode(e)), sysctls(e), h.other.setTxChecksum(e.Name, !e.NoTxChecksum)); err != nil {
 				return err
 			}
 			return h.other.request(context.Background(), func(w *builder, seq uint32) {
@@ -144,11 +144,28 @@ func (h *hand) stand(d backend.Device) error {
 			l = &netlink.Vxlan{LinkAttrs: attrs, VxlanId: int(d.VNI), Port: int(d.Port), SrcAddr: d.Local.AsSlice()}
 		}
 		if err = netlink.LinkAdd(l); err == nil && d.VNI != 0 {
-			err = errors.Join(netlink.LinkSetIP6AddrGenMode(l, addrGenMode(d)), netlink.LinkSetUp(l))
+			err = errors.Join(netlink.LinkSetIP6AddrGenMode(l, addrGenMode(d)), sysctls(d), netlink.LinkSetUp(l))
 		}
 		return nil
 	})
 	return err
+}
+
+// sysctls gives a device of the calling thread's namespace the settings of d.
+func sysctls(d backend.Device) error {
+	values := map[string]string{"forwarding": "1", "rp_filter": "2"}
+	if d.NoForwarding {
+		values["forwarding"] = "0"
+	}
+	if d.PathFilter {
+		values["rp_filter"] = "1"
+	}
+	for key, value := range values {
+		if err := os.WriteFile("/proc/sys/net/ipv4/conf/"+d.Name+"/"+key, []byte(value), 0); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func addrGenMode(d backend.Device) int {

@@ -18,6 +18,12 @@ const (
 	attrNexthopFDB       = 11 // NHA_FDB
 	extFilterSkipStats   = 8  // RTEXT_FILTER_SKIP_STATS
 	addrGenModeNone      = 1  // IN6_ADDR_GEN_MODE_NONE
+	attrInetConf         = 1  // IFLA_INET_CONF
+	confForwarding       = 1  // IPV4_DEVCONF_FORWARDING
+	confRPFilter         = 8  // IPV4_DEVCONF_RP_FILTER
+	looseRPFilter        = 2  // RFC 3704 section 2.4
+	attrNetconfIfindex   = 1  // NETCONFA_IFINDEX
+	sizeNetconfMessage   = 4  // struct netconfmsg, aligned
 	sizeNexthopMessage   = 8  // struct nhmsg
 	sizeNeighMessage     = unix.SizeofNdMsg
 	sizeRouteMessage     = unix.SizeofRtMsg

@@ -28,7 +28,10 @@ type linkMessage struct {
 	master             int
 	// linkLocal says that the kernel gives it link-local addresses.
 	linkLocal bool
-	vxlan     vxlanData
+	// noForwarding says that it does not forward IPv4 packets, pathFilter that its
+	// rp_filter is not 2. A link that cannot have IPv4 has neither.
+	noForwarding, pathFilter bool
+	vxlan                    vxlanData
 }
 
 // vxlanData is what we read of IFLA_INFO_DATA of a VXLAN device.
@@ -40,6 +43,21 @@ type vxlanData struct {
 	learning bool
 	lower    int
 	odd      string // The first attribute that is set and that we never set.
+	// exclusive says that no device of another kind can be on its port.
+	exclusive bool
+}
+
+// vxlanExclusive are the attributes by which a device receives otherwise than ours:
+// the kernel gives such devices a socket of their own, and a port has one
+// (VXLAN_F_RCV_FLAGS, vxlan_find_sock).
+var vxlanExclusive = map[uint16]bool{
+	unix.IFLA_VXLAN_COLLECT_METADATA:  true,
+	unix.IFLA_VXLAN_VNIFILTER:         true,
+	unix.IFLA_VXLAN_GBP:               true,
+	unix.IFLA_VXLAN_GPE:               true,
+	unix.IFLA_VXLAN_REMCSUM_RX:        true,
+	unix.IFLA_VXLAN_REMCSUM_NOPARTIAL: true,
+	unix.IFLA_VXLAN_UDP_ZERO_CSUM6_RX: true,
 }
 
 // vxlanOdd are the attributes that we never set and that alter what a device
@@ -93,19 +111,27 @@ func parseLink(b []byte) (l linkMessage, ok bool) {
 	return l, true
 }
 
-// parseFamilies reads what inet6_fill_link_af tells. It tells nothing of a link
-// without IPv6.
+// parseFamilies reads what inet_fill_link_af and inet6_fill_link_af tell. They
+// tell nothing of a link without the family.
 func (l *linkMessage) parseFamilies(b []byte) {
 	for family, spec := range attributes(b) {
-		if family != unix.AF_INET6 {
-			continue
-		}
 		for typ, v := range attributes(spec) {
-			if typ == unix.IFLA_INET6_ADDR_GEN_MODE {
+			switch {
+			case family == unix.AF_INET6 && typ == unix.IFLA_INET6_ADDR_GEN_MODE:
 				l.linkLocal = readU8(v) != addrGenModeNone
+			case family == unix.AF_INET && typ == attrInetConf:
+				l.noForwarding = ipv4Conf(v, confForwarding) == 0
+				l.pathFilter = ipv4Conf(v, confRPFilter) != looseRPFilter
 			}
 		}
 	}
+}
+
+// ipv4Conf reads a setting of IFLA_INET_CONF, an array that begins with number 1
+// (IPV4_DEVCONF_FORWARDING).
+func ipv4Conf(b []byte, number int) uint32 {
+	at := 4 * (number - 1)
+	return readU32(b[min(at, len(b)):])
 }
 
 // linkIndex is the device of a link or address message.
@@ -141,11 +167,24 @@ func (l *linkMessage) parseInfo(b []byte) {
 			x.lower = int(readU32(v))
 		default:
 			// A flag is there if it is on, or says so (vxlan_fill_info does both).
-			if what, ok := vxlanOdd[typ]; ok && x.odd == "" && (len(v) == 0 || slices.ContainsFunc(v, func(b byte) bool { return b != 0 })) {
+			set := len(v) == 0 || slices.ContainsFunc(v, func(b byte) bool { return b != 0 })
+			x.exclusive = x.exclusive || set && vxlanExclusive[typ]
+			if what, ok := vxlanOdd[typ]; ok && set && x.odd == "" {
 				x.odd = what
 			}
 		}
 	}
+}
+
+// netconfLink is the number of the link that an RTM_NEWNETCONF is about, less than
+// 0 for all and the default (NETCONFA_IFINDEX_ALL, _DEFAULT).
+func netconfLink(b []byte) int {
+	for typ, v := range attributes(b[min(sizeNetconfMessage, len(b)):]) {
+		if typ == attrNetconfIfindex {
+			return int(int32(readU32(v)))
+		}
+	}
+	return 0
 }
 
 // addressMessage is what we read of an RTM_NEWADDR.
@@ -287,6 +326,7 @@ type routeMessage struct {
 	table, metric uint32
 	nexthop       uint32
 	gateway       netip.Addr
+	source        netip.Addr
 	// out has the devices by which it leaves; more are in multipath.
 	out       int
 	multipath []byte
@@ -330,7 +370,9 @@ func parseRoute(b []byte) (r routeMessage, ok bool) {
 			r.parseMetrics(v)
 		case unix.RTA_VIA: // A gateway of the other family.
 			r.gateway, r.odd = readAddr(v[min(2, len(v)):]), true
-		case unix.RTA_PREFSRC, unix.RTA_ENCAP:
+		case unix.RTA_PREFSRC:
+			r.source, r.odd = readAddr(v), true
+		case unix.RTA_ENCAP:
 			r.odd = true
 		}
 	}

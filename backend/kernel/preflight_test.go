@@ -49,7 +49,7 @@ func TestPreflightChangesNothing(t *testing.T) {
 	ns := kerneltest.Namespace(t)
 	k := openAt(t, ns)
 	events := listen(t, k)
-	if err := k.Preflight(t.Context()); err != nil {
+	if err := errors.Join(k.Preflight(t.Context()), k.CanTunnel(t.Context())); err != nil {
 		t.Fatalf("preflight: %v", err)
 	}
 	if n := events(); n != 0 {
@@ -60,7 +60,7 @@ func TestPreflightChangesNothing(t *testing.T) {
 // TestWithoutPrivilege runs on a thread that gave its capabilities away.
 func TestWithoutPrivilege(t *testing.T) {
 	ns := kerneltest.Namespace(t)
-	var preflight error
+	var preflight, tunnel error
 	var apply []error
 	kerneltest.Do(t, ns, func() error {
 		header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
@@ -73,11 +73,11 @@ func TestWithoutPrivilege(t *testing.T) {
 			return err
 		}
 		// The kernel asks of what the sender is capable, and the socket's opener.
-		preflight = k.Preflight(context.Background())
+		preflight, tunnel = k.Preflight(context.Background()), k.CanTunnel(context.Background())
 		apply = k.Apply(context.Background(), []backend.Op{{Entry: backend.Device{Name: "ripstop.1", VNI: 1, MTU: 1400}}})
 		return k.Close()
 	})
-	for _, err := range append(apply, preflight) {
+	for _, err := range append(apply, preflight, tunnel) {
 		if !errors.Is(err, backend.ErrNotPermitted) || !errors.Is(err, unix.EPERM) {
 			t.Fatalf("error is %v, want %v", err, backend.ErrNotPermitted)
 		}

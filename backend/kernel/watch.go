@@ -17,6 +17,7 @@ import (
 var watchGroups = []int{
 	unix.RTNLGRP_LINK, unix.RTNLGRP_NEIGH, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR,
 	unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE, unix.RTNLGRP_NEXTHOP,
+	unix.RTNLGRP_IPV4_NETCONF,
 }
 
 // How long a watcher waits before it opens a socket again that failed, or that

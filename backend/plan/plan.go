@@ -34,13 +34,33 @@ type Options interface {
 	// Unheeded names the options that are set and have no effect, with what
 	// happens instead.
 	Unheeded() []string
+	// Means are what the backend takes of the host.
+	Means() Means
 }
+
+// Means are what a backend takes of a host. The zero Means are those of one that
+// carries no packets.
+type Means struct {
+	// VNI and Port are those of its VXLAN devices, 0 where it has none.
+	VNI  uint32
+	Port uint16
+	// Direct tells that pods' packets come over the underlay as they are, too.
+	Direct bool
+}
+
+// Tunnels tells whether there are VXLAN devices.
+func (m Means) Tunnels() bool { return m.VNI != 0 }
+
+// Carries tells whether pods' packets go from node to node by the host's kernel.
+func (m Means) Carries() bool { return m.Tunnels() || m.Direct }
 
 // Self is what a node knows of itself.
 type Self struct {
 	Node string
 	// Underlay is set for the families in use.
 	Underlay subnet.PerFamily[Underlay]
+	// NoTxChecksum is that of the node's VXLAN devices.
+	NoTxChecksum bool
 	// Subnets are the node's own, once it has leased them. Before that only MTU
 	// and Check of a planner are of use.
 	Subnets subnet.Subnets

@@ -19,6 +19,8 @@ func (allocOptions) Endpoints(_ string, public subnet.PerFamily[netip.Addr]) sub
 	return plan.Addresses(public)
 }
 
+func (allocOptions) Means() plan.Means { return plan.Means{} }
+
 func (allocOptions) Planner(s plan.Self) plan.Planner { return alloc{s} }
 
 // alloc owes nothing to the kernel.

@@ -108,7 +108,7 @@ func (s Self) Own() ([]backend.Entry, error) {
 		name := DeviceName(f, s.Options.VNI)
 		out = append(out, backend.Device{
 			Name: name, VNI: s.Options.VNI, Port: s.Options.Port, Local: s.Underlay[f].Addr,
-			MAC: backend.MAC(DeviceMAC(s.Node, f, s.Options.VNI)), MTU: mtu,
+			MAC: backend.MAC(DeviceMAC(s.Node, f, s.Options.VNI)), MTU: mtu, NoTxChecksum: s.NoTxChecksum,
 		}, backend.Address{Dev: name, Prefix: hostPrefix(s.Subnets[f])})
 	}
 	return out, nil

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 
+	"github.com/ripstop-net/ripstop/backend/plan"
 	"github.com/ripstop-net/ripstop/subnet"
 )
 
@@ -85,6 +86,11 @@ func (o Options) Unheeded() []string {
 		out = append(out, "Learning: entries come from the leases alone")
 	}
 	return out
+}
+
+// Means implements plan.Options.
+func (o Options) Means() plan.Means {
+	return plan.Means{VNI: o.VNI, Port: o.Port, Direct: o.DirectRouting}
 }
 
 // OnWire tells whether nodes with these options and with others reach one

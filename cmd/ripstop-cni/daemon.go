@@ -73,8 +73,9 @@ func askDaemon(ctx context.Context, runDir string) daemon {
 }
 
 // bearable are conditions whose failing leaves what pods need: one peer's entry
-// that cannot be had, a store that does not answer.
-var bearable = []string{"entries", "store"}
+// that cannot be had, an interface of the host's that is down for a while, a store
+// that does not answer.
+var bearable = []string{"entries", "underlay", "store"}
 
 // failingOf reads the daemon's answer: a line "[-]name failed: reason" for each
 // condition that does not hold.

@@ -67,7 +67,10 @@ func showStatus(s screen, st status.Status, now time.Time, wide bool) {
 		if u.Public != u.Address {
 			text += fmt.Sprintf(", public address %s", u.Public)
 		}
-		s.field(onlyFirst(i, "Underlay"), plain, text+" ("+u.Reason+")")
+		if u.Problem != "" {
+			text += ": does not serve, see above"
+		}
+		s.field(onlyFirst(i, "Underlay"), badIf(u.Problem != ""), text+" ("+u.Reason+")")
 	}
 	for i, d := range st.Devices {
 		text := fmt.Sprintf("%s VNI %d, UDP port %d, MTU %d, %s, %s", d.Name, d.VNI, d.Port, d.MTU, d.MAC, orNone(list(d.Addresses)))

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"regexp"
+	"slices"
 	"time"
 
 	"github.com/spf13/pflag"
@@ -12,6 +14,7 @@ import (
 	"github.com/ripstop-net/ripstop/cmd/internal/settings"
 	"github.com/ripstop-net/ripstop/network"
 	"github.com/ripstop-net/ripstop/network/firewall"
+	"github.com/ripstop-net/ripstop/network/host"
 	"github.com/ripstop-net/ripstop/subnet"
 	"github.com/ripstop-net/ripstop/subnet/etcd"
 )
@@ -41,21 +44,26 @@ func newFlags() (*pflag.FlagSet, func() (config, error)) {
 		store                settings.Etcd
 		ttl                  time.Duration
 		publicIP, publicIPv6 string
+		regexes              []string
+		canReach             string
 		unmasqueraded        []string
-		guard                string
+		guard, checksum      string
 		healthz              healthz
 	)
 	flags := pflag.NewFlagSet("ripstopd", pflag.ContinueOnError)
 	flags.SortFlags = false
 	flags.Usage = func() { usage(flags) }
 	store.Register(flags)
-	flags.StringVar(&c.node.Underlay.Iface, "iface", "", "`name` or address of the interface that carries the tunnel (that of the default route if empty)")
-	flags.StringVar(&publicIP, "public-ip", "", "IPv4 `address` at which peers reach this node (the interface's if empty)")
-	flags.StringVar(&publicIPv6, "public-ipv6", "", "IPv6 `address` at which peers reach this node (the interface's if empty)")
+	flags.StringSliceVar(&c.node.Underlay.Ifaces, "iface", nil, "`name` or address of the interface that carries the tunnel; of several the first that is there and up (by which etcd is reached, or else the default route, if no --iface… is given)")
+	flags.StringArrayVar(&regexes, "iface-regex", nil, "the same by a regular `expression` that matches its name, or else one of its addresses; after --iface")
+	flags.StringVar(&canReach, "iface-can-reach", "", "the same by an `address` that the host reaches by it; after --iface-regex")
+	flags.StringVar(&publicIP, "public-ip", "", "IPv4 `address` at which peers reach this node (the interface's if empty); one that an interface has chooses it, any other is published alone, as for a 1:1 NAT")
+	flags.StringVar(&publicIPv6, "public-ipv6", "", "IPv6 `address` at which peers reach this node, likewise")
 	flags.StringVar(&c.node.SubnetFile, "subnet-file", "/run/flannel/subnet.env", "`file` in which CNI plugins and Docker find the node's subnet")
 	flags.BoolVar(&c.node.IPMasq, "ip-masq", false, "masquerade what pods send out of the network, and say so in the subnet file")
 	flags.StringSliceVar(&unmasqueraded, "non-masquerade-cidrs", nil, "`prefixes` outside the network to which pods' own addresses are known, not to be masqueraded")
 	flags.StringVar(&guard, "guard", "on", "on or off: drop VXLAN packets of this network from others than its nodes")
+	flags.StringVar(&checksum, "tx-checksum", string(host.TxChecksumAuto), "auto, on or off: leave checksums of what the VXLAN device sends to the hardware or the receiver (auto: on, but off on kernels before Linux 5.7, which get them wrong where addresses are translated)")
 	flags.BoolVar(&c.firewall.ForwardRules, "iptables-forward-rules", true, "accept pods' traffic in iptables' FORWARD chain where that would drop it")
 	flags.Int("iptables-resync", 0, "accepted for flannel's sake and without effect: rules are put back when they are changed")
 	flags.StringVar(&c.node.Name, "node-name", "", "`name` that identifies this node to others (the host's name if empty)")
@@ -86,6 +94,9 @@ func newFlags() (*pflag.FlagSet, func() (config, error)) {
 		if c.firewall.Guard = guard == "on"; guard != "on" && guard != "off" {
 			return config{}, fmt.Errorf("--guard: %q is neither on nor off", guard)
 		}
+		if c.node.TxChecksum, err = host.ParseTxChecksum(checksum); err != nil {
+			return config{}, fmt.Errorf("--tx-checksum: %w", err)
+		}
 		c.firewall.Masquerade = c.node.IPMasq
 		for _, text := range unmasqueraded {
 			p, err := netip.ParsePrefix(text)
@@ -107,6 +118,23 @@ func newFlags() (*pflag.FlagSet, func() (config, error)) {
 			if c.node.Underlay.PublicIP[p.family], err = parsePublic(p.text, p.family); err != nil {
 				return config{}, fmt.Errorf("--%s: %w", p.flag, err)
 			}
+		}
+		for _, text := range regexes {
+			re, err := regexp.Compile(text)
+			if err != nil {
+				return config{}, fmt.Errorf("--iface-regex: %w", err)
+			}
+			c.node.Underlay.Regexes = append(c.node.Underlay.Regexes, re)
+		}
+		if canReach != "" {
+			a, err := netip.ParseAddr(canReach)
+			if err != nil || a.Zone() != "" || a.Is4In6() || !subnet.Unicast(a) {
+				return config{}, fmt.Errorf("--iface-can-reach: %q is no unicast address", canReach)
+			}
+			c.node.Underlay.CanReach = a
+		}
+		if slices.Contains(c.node.Underlay.Ifaces, "") {
+			return config{}, errors.New("--iface: there is an empty name")
 		}
 		if c.node.Listen, err = healthz.listen(c.node.Listen); err != nil {
 			return config{}, err

@@ -3,6 +3,7 @@ package main
 import (
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -35,8 +36,9 @@ func TestDefaults(t *testing.T) {
 func TestEveryFlagHasAnEnvironmentVariable(t *testing.T) {
 	values := map[string][2]string{
 		"etcd-endpoints": {"http://10.0.0.1:2379,http://10.0.0.2:2379", "[http://10.0.0.1:2379,http://10.0.0.2:2379]"},
-		"ip-masq":        {"true", "true"}, "non-masquerade-cidrs": {"192.0.2.0/24,2001:db8::/32", "[192.0.2.0/24,2001:db8::/32]"},
-		"guard": {"off", "off"}, "iptables-forward-rules": {"false", "false"}, "iptables-resync": {"5", "5"}, "lease-ttl": {"2h", "2h0m0s"}, "peer-grace": {"7m", "7m0s"},
+		"iface":          {"eth1,eth2", "[eth1,eth2]"}, "iface-regex": {"^eth[12],?$", `["^eth[12],?$"]`},
+		"ip-masq": {"true", "true"}, "non-masquerade-cidrs": {"192.0.2.0/24,2001:db8::/32", "[192.0.2.0/24,2001:db8::/32]"},
+		"guard": {"off", "off"}, "tx-checksum": {"off", "off"}, "iptables-forward-rules": {"false", "false"}, "iptables-resync": {"5", "5"}, "lease-ttl": {"2h", "2h0m0s"}, "peer-grace": {"7m", "7m0s"},
 		"healthz-port": {"8285", "8285"},
 		"audit-every":  {"2m", "2m0s"}, "version": {"", ""},
 	}
@@ -68,7 +70,7 @@ func TestEveryFlagHasAnEnvironmentVariable(t *testing.T) {
 	t.Setenv("RIPSTOPD_IFACE", "eth7")
 	t.Setenv("RIPSTOPD_NODE_NAME", "env")
 	c, err := parse([]string{"--node-name", "line"})
-	if err != nil || c.node.Underlay.Iface != "eth7" || c.node.Name != "line" {
+	if err != nil || !slices.Equal(c.node.Underlay.Ifaces, []string{"eth7"}) || c.node.Name != "line" {
 		t.Errorf("got %+v, %v", c.node, err)
 	}
 }
@@ -90,7 +92,11 @@ func TestParseRefusesWithWhatToDo(t *testing.T) {
 		"--public-ipv6 fd99::1%eth0":        "--public-ipv6:",
 		"--public-ipv6 ::ffff:10.0.0.1":     "--public-ipv6:",
 		"--public-ip 240.0.0.1":             "--public-ip:",
+		"--iface-regex (":                   "--iface-regex: error parsing regexp",
+		"--iface-can-reach here":            `--iface-can-reach: "here" is no unicast address`,
+		"--iface=,":                         "--iface: there is an empty name",
 		"--guard maybe":                     `--guard: "maybe" is neither on nor off`,
+		"--tx-checksum maybe":               `--tx-checksum: "maybe" is none of auto, on and off`,
 		"--non-masquerade-cidrs 10.0.0.0":   `--non-masquerade-cidrs: "10.0.0.0" is no prefix`,
 		"--non-masquerade-cidrs 10.0.0.1/8": "--non-masquerade-cidrs: 10.0.0.1/8 is not the first address of a prefix",
 		"--log-level fatal":                 "--log-level:",

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/signal"
 
+	"go.uber.org/zap"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 	"golang.org/x/term"
@@ -17,6 +18,7 @@ import (
 	"github.com/ripstop-net/ripstop/cmd/internal/settings"
 	"github.com/ripstop-net/ripstop/network"
 	"github.com/ripstop-net/ripstop/network/firewall"
+	"github.com/ripstop-net/ripstop/network/host"
 	"github.com/ripstop-net/ripstop/subnet/etcd"
 )
 
@@ -55,6 +57,7 @@ func run(ctx context.Context, c config) error {
 	}
 	defer func() { _ = log.Sync() }()
 	c.etcd.Log = log
+	c.node.StoreAddresses = c.etcd.Addresses
 	c.node.Level, c.node.Version = level, settings.Release()
 
 	store, err := etcd.Open(ctx, c.etcd)
@@ -67,6 +70,9 @@ func run(ctx context.Context, c config) error {
 		return err
 	}
 	defer func() { _ = k.Close() }()
+	k.TellSettings(func(device, settings string) {
+		log.Info("device has settings of its own", zap.String("device", device), zap.String("settings", settings))
+	})
 	filter, err := firewall.Open(c.firewall, log)
 	if err != nil {
 		return err
@@ -74,6 +80,7 @@ func run(ctx context.Context, c config) error {
 	defer func() { _ = filter.Close() }()
 	node := network.New(c.node, store, store, k, k, log)
 	node.UseFirewall(filter)
+	node.UseSettings(host.NewKeeper(host.Proc{}, k, log))
 	group, ctx := errgroup.WithContext(ctx)
 	settled, ended := context.WithCancel(ctx)
 	group.Go(func() error {

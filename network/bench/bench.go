@@ -129,7 +129,9 @@ func Run(ctx context.Context, o Options) (r Result, err error) {
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 	l, err := lab.Start(ctx, lab.Options{
-		Nodes: 1, Mode: lab.IPv4, Dir: dir, Daemon: o.Daemon, Config: networkConfig,
+		// Without pods: to a daemon that has never been there, those of an earlier
+		// one are somebody else's in the network.
+		Nodes: 1, Mode: lab.IPv4, Dir: dir, Daemon: o.Daemon, Config: networkConfig, NoPods: true,
 	})
 	if err != nil {
 		return r, err

@@ -64,7 +64,11 @@ func (p *pass) auditNow(ctx context.Context) {
 		return
 	}
 	differ := p.differences(have, changes)
-	if len(differ) > 0 && suspected == nil {
+	switch {
+	case len(differ) == 0: // The mirror is right, and was compared with what is wanted as it changed.
+		p.count(func(s *Stats) { s.Dumps.Audit++ })
+		return
+	case suspected == nil:
 		p.suspected = differ
 		p.audit = p.now.Add(min(p.auditEvery/4, longestConfirm))
 		return

@@ -64,7 +64,11 @@ func TestAuditNotesWhatItTook(t *testing.T) {
 		t.Fatalf("%s before any audit", l.auditTook)
 	}
 	l.audit = time.Now()
-	l.pass(t.Context())
+	mirror := l.have
+	// One that finds nothing leaves nothing to compare or to replace.
+	if looked := l.pass(t.Context()); looked || l.have != mirror || l.Stats().Dumps.Audit != 1 {
+		t.Errorf("looked: %v, mirror kept: %v, stats: %+v", looked, l.have == mirror, l.Stats())
+	}
 	if l.auditTook <= 0 || !l.audit.After(time.Now()) {
 		t.Errorf("took %s, the next is %s", l.auditTook, l.audit)
 	}

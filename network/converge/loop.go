@@ -16,9 +16,11 @@ import (
 )
 
 const (
-	// shortestPause holds a pass back, so that a burst of events costs one and
-	// not one each.
-	shortestPause = 5 * time.Millisecond
+	// After a pass that had something to look at the loop rests as long as that
+	// took, within these bounds: a burst then costs a few passes and not one for
+	// each event, and what comes alone finds the loop idle.
+	leastRest = 50 * time.Microsecond
+	mostRest  = 5 * time.Millisecond
 	// Dumps after a doubt may follow one another mostDumps times, and then one
 	// each dumpEvery, for a hand that takes a device up and down all the time.
 	mostDumps = 20
@@ -179,13 +181,31 @@ func (l *Loop) wake() {
 // Run converges until ctx ends, which returns nil.
 func (l *Loop) Run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
-	group.Go(func() error { return l.kernel.Watch(ctx, l.wake) })
-	group.Go(func() error { return l.converge(ctx) })
+	subscribed := make(chan struct{})
+	once := sync.OnceFunc(func() { close(subscribed) })
+	group.Go(func() error {
+		return l.kernel.Watch(ctx, func() {
+			once()
+			l.wake()
+		})
+	})
+	group.Go(func() error { return l.converge(ctx, subscribed) })
 	return group.Wait()
 }
 
-func (l *Loop) converge(ctx context.Context) error {
+// longestSubscribe is how long the first pass waits for the subscription: what is
+// read before it has to be read again. Where there is none to be had, as on a host
+// that is short of memory, peers' entries are made without.
+const longestSubscribe = time.Second
+
+func (l *Loop) converge(ctx context.Context, subscribed <-chan struct{}) error {
 	l.planAudit(time.Now())
+	select {
+	case <-ctx.Done():
+		return nil
+	case <-subscribed:
+	case <-time.After(longestSubscribe):
+	}
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	defer l.reports.flush()
@@ -200,19 +220,25 @@ func (l *Loop) converge(ctx context.Context) error {
 			continue
 		}
 		began := time.Now()
-		l.pass(ctx)
+		looked := l.pass(ctx)
 		l.reports.say(time.Now())
 		l.note(began)
 		if next := l.next(); !next.IsZero() {
 			timer.Reset(time.Until(next))
 		}
+		if !looked {
+			continue
+		}
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-time.After(shortestPause):
+		case <-time.After(rest(time.Since(began))):
 		}
 	}
 }
+
+// rest is how long the loop waits after a pass that took so long.
+func rest(took time.Duration) time.Duration { return min(max(took, leastRest), mostRest) }
 
 // next is when there is something to do without a kick.
 func (l *Loop) next() time.Time {

@@ -252,7 +252,7 @@ func TestFreedWayIsTakenAtOnce(t *testing.T) {
 				fake.Overflow()
 			}
 			fake.Yield(foreign)
-			time.Sleep(3 * shortestPause)
+			time.Sleep(3 * mostRest)
 			synctest.Wait()
 			if !fake.State().Has(foreign) {
 				t.Fatalf("time %d: not made at once", i)
@@ -324,4 +324,68 @@ func TestKernelThatCannotBeReadIsTriedAgain(t *testing.T) {
 		synctest.Wait()
 		holds(t, fake, owed(2)...)
 	})
+}
+
+// TestOneChangeDoesNotWaitForTheLast: one that comes a moment after another is
+// made at once, for no time passes here while it is.
+func TestOneChangeDoesNotWaitForTheLast(t *testing.T) {
+	fake := backendtest.NewFake()
+	loop(t, fake, func(l *Loop, _ *observer.ObservedLogs) {
+		l.Update(1, nil, owed())
+		settle()
+		for n := byte(1); n < 30; n++ {
+			l.Update(int64(n), nil, peer(n))
+			synctest.Wait()
+			if !fake.State().Has(peer(n)[3]) {
+				t.Fatalf("change %d waits for the one %s before", n, time.Duration(n)*time.Millisecond/2)
+			}
+			time.Sleep(time.Duration(n) * time.Millisecond / 2)
+			synctest.Wait()
+		}
+	})
+}
+
+// slow takes a while to tell what the kernel announced.
+type slow struct{ *backendtest.Fake }
+
+func (s slow) Changes() ([]backend.Change, bool) {
+	time.Sleep(4 * time.Millisecond)
+	return s.Fake.Changes()
+}
+
+// TestNoRestAfterTheEcho: it is no part of a burst, however long it took to read.
+func TestNoRestAfterTheEcho(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		fake := backendtest.NewFake()
+		l := New(slow{fake}, zap.NewNop())
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- l.Run(ctx) }()
+		l.Update(1, nil, owed())
+		settle()
+		l.Update(2, nil, peer(2)) // A pass of 4 ms, as long a rest, and the echo until 12 ms.
+		time.Sleep(13 * time.Millisecond)
+		l.Update(3, nil, peer(3))
+		time.Sleep(4 * time.Millisecond)
+		synctest.Wait()
+		if !fake.State().Has(peer(3)[3]) {
+			t.Error("the loop rests though nothing was to be done")
+		}
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// TestRestIsInProportion to what a pass took, so that a burst is gathered and nothing
+// waits long.
+func TestRestIsInProportion(t *testing.T) {
+	for took, want := range map[time.Duration]time.Duration{
+		0: leastRest, time.Microsecond: leastRest, time.Millisecond: time.Millisecond, time.Second: mostRest,
+	} {
+		if got := rest(took); got != want {
+			t.Errorf("after %s it rests %s, want %s", took, got, want)
+		}
+	}
 }

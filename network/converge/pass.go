@@ -32,8 +32,9 @@ type pass struct {
 }
 
 // pass brings the mirror up to date, compares what changed, on either side or
-// by time, and mends what differs.
-func (l *Loop) pass(ctx context.Context) {
+// by time, and mends what differs. It tells whether there was anything to look at,
+// which the echo of the loop's own ops is not.
+func (l *Loop) pass(ctx context.Context) (looked bool) {
 	p := &pass{Loop: l, now: time.Now(), look: map[backend.Entry]uint32{}, drifted: map[backend.Entry]struct{}{}, moved: map[string]bool{}}
 	changes, lost := l.kernel.Changes()
 	switch {
@@ -46,10 +47,10 @@ func (l *Loop) pass(ctx context.Context) {
 		if l.unread != none { // So that nothing waits for that when the want is known.
 			p.read(ctx)
 		}
-		return
+		return true
 	}
 	if !p.read(ctx) {
-		return
+		return true
 	}
 	visit := func(id backend.Entry) {
 		if id == nil {
@@ -70,12 +71,13 @@ func (l *Loop) pass(ctx context.Context) {
 		l.wake() // What came by meanwhile is told without a call.
 	}
 	if ctx.Err() != nil {
-		return
+		return true
 	}
 	p.conclude(ops, failures)
 	if p.audits {
 		p.audited()
 	}
+	return p.whole || len(p.look) > 0
 }
 
 func (l *Loop) isTold() bool {

@@ -145,7 +145,7 @@ func TestWhatIsNoLongerWantedWasNotMade(t *testing.T) {
 		time.Sleep(10 * time.Minute) // Its pause is long by then.
 		synctest.Wait()
 		l.Update(2, peer(3), nil)
-		time.Sleep(3 * shortestPause)
+		time.Sleep(3 * mostRest)
 		synctest.Wait()
 		made, _ := total(logs, "changes that failed have been made", "")
 		lines, gone := total(logs, "changes that failed are no longer wanted", "changes")

@@ -15,6 +15,7 @@ import (
 
 	"github.com/ripstop-net/ripstop/backend/vxlan"
 	"github.com/ripstop-net/ripstop/network/envfile"
+	"github.com/ripstop-net/ripstop/network/status"
 	"github.com/ripstop-net/ripstop/subnet"
 )
 
@@ -37,16 +38,18 @@ var hostFaults = []fault{
 		return n.LinkSetHardwareAddr(v, net.HardwareAddr{2, 0, 0, 0, 0, 1})
 	}))},
 	{name: "device given another MTU", breaks: nobody, do: drifts(toDevices(func(n *netlink.Handle, v *netlink.Vxlan) error { return n.LinkSetMTU(v, 1300) }))},
+	{name: "device's forwarding turned off", breaks: allPeers, do: drifts(toDevicesIn(func(v *netlink.Vxlan) error { return setSysctl("ipv4/conf/"+v.Name+"/forwarding", "0") }))},
+	{name: "device's rp_filter made strict", breaks: nobody, do: drifts(toDevicesIn(func(v *netlink.Vxlan) error { return setSysctl("ipv4/conf/"+v.Name+"/rp_filter", "1") }))},
 	{name: "device made again with another VNI", breaks: allPeers, do: drifts(remade(func(v *netlink.Vxlan, _ int) { v.VxlanId = 77 }))},
 	{name: "device made again, learning", breaks: allPeers, do: drifts(remade(func(v *netlink.Vxlan, _ int) { v.Learning = true }))},
 	{name: "device made again, bound to eth0", breaks: allPeers, do: drifts(remade(func(v *netlink.Vxlan, lower int) { v.VtepDevIndex = lower }))},
 	{name: "device made again, with a TTL", breaks: allPeers, do: drifts(remade(func(v *netlink.Vxlan, _ int) { v.TTL = 1 }))},
 	{name: "nftables' rules flushed", breaks: nobody, do: shows(flushRules, rulesHealed)},
 	{name: "another's firewall rule in the way for a while", breaks: allPeers, do: shows(dropForwarded, ruleInTheWay)},
-	{name: "subnet file deleted", breaks: nobody, do: shows(deleteSubnetFile, fileRestored)},
-	{name: "underlay: carrier lost and back", breaks: allPeers, underlay: true, do: shows(loseCarrier, underlayUnseen)},
-	{name: "underlay: interface set down and up", breaks: allPeers, underlay: true, do: shows(flapUnderlay, underlayUnseen)},
-	{name: "underlay: interface deleted and made again", breaks: allPeers, underlay: true, do: shows(remakeUnderlay, underlayUnseen)},
+	{name: "subnet file deleted", breaks: nobody, do: shows(deleteSubnetFile, failed(status.SubnetFile), fileRestored)},
+	{name: "underlay: carrier lost and back", breaks: allPeers, underlay: true, do: shows(loseCarrier, failed(status.UnderlayThere))},
+	{name: "underlay: interface set down and up", breaks: allPeers, underlay: true, do: shows(flapUnderlay, failed(status.UnderlayThere))},
+	{name: "underlay: interface deleted and made again", breaks: allPeers, underlay: true, do: shows(remakeUnderlay, failed(status.UnderlayThere))},
 }
 
 // target is an entry of the overlay.

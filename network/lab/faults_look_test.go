@@ -36,11 +36,17 @@ func told(text string, is func(*status.Status) bool) sign {
 	return sign{text, func(v view) bool { return is(&v.now) }}
 }
 
-// failed means that a condition of readiness does not hold.
+// failed means that a condition of readiness does not hold, or did not for a time
+// that was too short to be met with.
 func failed(name string) sign {
-	return told(name+" failed", func(s *status.Status) bool {
-		return slices.ContainsFunc(s.Conditions, func(c status.Condition) bool { return c.Name == name && !c.OK })
-	})
+	return sign{name + " failed", func(v view) bool {
+		for i, c := range v.now.Conditions {
+			if c.Name == name {
+				return !c.OK || len(v.from.Conditions) > i && c.Since.After(v.from.Conditions[i].Since)
+			}
+		}
+		return false
+	}}
 }
 
 // unseen is for what a daemon cannot know of, and why.
@@ -64,7 +70,7 @@ var (
 	fileRestored   = counted("subnet file put back", func(s *status.Status) uint64 { return s.SubnetFile.Restored })
 	fewerPeers     = sign{"fewer peers", func(v view) bool { return v.now.Up && v.now.Peers.Count < v.before.Peers.Count }}
 	anotherDaemon  = sign{"another process", func(v view) bool { return v.now.Daemon.PID != v.before.Daemon.PID }}
-	underlayUnseen = unseen("the tunnel does not hang on the interface")
+	movesCounted   = counted("moves", func(s *status.Status) uint64 { return s.UnderlayMoves })
 )
 
 // deed is what is done to a host and what the host's daemon must show of it. It is
@@ -214,6 +220,8 @@ func TestLook(t *testing.T) {
 	at := func(pid int, drift uint64) status.Status {
 		return status.Status{Daemon: status.Daemon{PID: pid}, Loop: status.Loop{Drift: drift}, Conditions: []status.Condition{{Name: status.DeviceRight, OK: drift%2 == 0}}}
 	}
+	blinked := at(1, 6)
+	blinked.Conditions[0].Since = time.Now()
 	for name, tc := range map[string]struct {
 		sign sign
 		now  []status.Status
@@ -227,6 +235,7 @@ func TestLook(t *testing.T) {
 		"the same process":         {anotherDaemon, []status.Status{at(1, 9)}, false},
 		"condition holds":          {failed(status.DeviceRight), []status.Status{at(1, 4)}, false},
 		"condition fails for once": {failed(status.DeviceRight), []status.Status{at(1, 4), at(1, 5), at(1, 6)}, true},
+		"condition failed":         {failed(status.DeviceRight), []status.Status{blinked}, true},
 		"another condition fails":  {failed(status.StoreKnown), []status.Status{at(1, 5)}, false},
 	} {
 		k := &look{before: at(1, 4), signs: []sign{tc.sign}, seen: make([]bool, 1)}

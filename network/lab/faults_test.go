@@ -70,6 +70,7 @@ func TestFaults(t *testing.T) {
 		{"host", func(t *testing.T) { s.hostFaults(t, Dual) }},
 		{"host-ipv4", func(t *testing.T) { s.hostFaults(t, IPv4) }},
 		{"direct", s.directFaults},
+		{"underlay", s.underlayFaults},
 		{"host-many-peers", s.manyPeers},
 		{"store", s.storeFaults},
 		{"restarts", s.manyRestarts},

@@ -33,13 +33,14 @@ type Host struct {
 
 	lab    *Lab
 	number int
+	seat   int // Its number on the underlay, which its addresses there are made of.
 	at     segment
 	mtu    int // Of its interface on the underlay.
 	daemon *daemon
 }
 
 func (l *Lab) newHost(ctx context.Context, number int) (*Host, error) {
-	h := &Host{Name: fmt.Sprintf("node%d", number), lab: l, number: number, at: near, mtu: underlayMTU}
+	h := &Host{Name: fmt.Sprintf("node%d", number), lab: l, number: number, seat: number, at: near, mtu: underlayMTU}
 	if number > l.opts.Nodes-l.opts.Far && number <= l.opts.Nodes {
 		h.at = far
 	}
@@ -69,7 +70,7 @@ func (h *Host) plug(ctx context.Context) error {
 }
 
 // Address is the host's on the underlay.
-func (h *Host) Address(f subnet.Family) netip.Addr { return h.at.prefix(f, h.number).Addr() }
+func (h *Host) Address(f subnet.Family) netip.Addr { return h.at.prefix(f, h.seat).Addr() }
 
 // SubnetFile is where the daemon writes what it leased.
 func (h *Host) SubnetFile() string { return filepath.Join(h.Dir, "subnet.env") }
@@ -111,10 +112,13 @@ func (h *Host) StartDaemon() error {
 	_, err := os.Stat(h.SubnetFile())
 	args := append([]string{
 		"--etcd-endpoints=" + h.lab.EtcdURL(), "--etcd-prefix=" + Prefix,
-		"--iface=" + hostInterface, "--ip-masq=false", "--node-name=" + h.Name,
+		"--ip-masq=false", "--node-name=" + h.Name,
 		"--run-dir=" + filepath.Join(h.Dir, "run"), "--state-dir=" + filepath.Join(h.Dir, "state"),
 		"--subnet-file=" + h.SubnetFile(), "--log-level=info",
 	}, append(slices.Clone(h.lab.opts.DaemonArgs), h.DaemonArgs...)...)
+	if !h.lab.opts.AnyInterface {
+		args = append(args, "--iface="+hostInterface)
+	}
 	d, err := startDaemon(h.Namespace, h.LogFile(), err == nil, h.lab.opts.Daemon, args...)
 	if err != nil {
 		return fmt.Errorf("%s: %w", h.Name, err)

@@ -76,6 +76,8 @@ type Options struct {
 	// Daemon is the path of ripstopd, DaemonArgs are flags beyond the lab's own.
 	Daemon     string
 	DaemonArgs []string
+	// AnyInterface leaves it to the daemons to choose the underlay's interface.
+	AnyInterface bool
 	// Config is the network config; empty takes the usual one for the mode.
 	Config string
 	// Progress is called with one line for each thing done. It may be nil; it

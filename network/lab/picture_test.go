@@ -75,6 +75,13 @@ func picture(h *Host) ([]string, error) {
 				return err
 			}
 			out = append(out, fmt.Sprintf("addrgenmode %s dev %s", bytes.TrimSpace(mode), name))
+			for _, key := range []string{"forwarding", "rp_filter"} {
+				value, err := os.ReadFile("/proc/sys/net/ipv4/conf/" + name + "/" + key)
+				if err != nil {
+					return err
+				}
+				out = append(out, fmt.Sprintf("%s %s dev %s", key, bytes.TrimSpace(value), name))
+			}
 		}
 		return nil
 	})

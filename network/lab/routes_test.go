@@ -2,6 +2,7 @@ package lab
 
 import (
 	"fmt"
+	"net/http"
 	"net/netip"
 	"slices"
 	"strings"
@@ -125,6 +126,9 @@ func TestHostGateway(t *testing.T) {
 	t.Parallel()
 	l := startLab(t, Options{Nodes: 3, Far: 1, Mode: Dual, Config: configWith(Dual, hostGateway)})
 	first, second, third := l.Hosts[0], l.Hosts[1], l.Hosts[2]
+	for _, h := range l.Hosts {
+		probeOf(t, h).ready(http.StatusOK)
+	}
 	c := startCapture(t, l.Underlay(), first.Name)
 	for _, f := range l.Families() {
 		for _, ends := range [][2]*Host{{first, second}, {second, first}} {

@@ -295,7 +295,7 @@ func walkPicture(h *Host, records []walkRecord, direct bool) []string {
 			base := e.subnet.Addr()
 			if r.node == h.Name {
 				out = append(out, fmt.Sprintf("device %s vni 1 port 8472 local %s lower 0 learning false mac %s mtu %d up true", dev, e.public, e.mac, mtu),
-					fmt.Sprintf("addrgenmode 1 dev %s", dev), fmt.Sprintf("address %s/%d dev %s", base, bits, dev))
+					fmt.Sprintf("addrgenmode 1 dev %s", dev), fmt.Sprintf("forwarding 1 dev %s", dev), fmt.Sprintf("rp_filter 2 dev %s", dev), fmt.Sprintf("address %s/%d dev %s", base, bits, dev))
 				continue
 			}
 			if link := h.at.prefix(subnet.FamilyOf(base), h.number).Masked(); direct && link.Contains(e.public) {

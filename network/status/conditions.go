@@ -26,6 +26,8 @@ const (
 	LeaseHeld = "lease"
 	// Undisputed: nobody else lives under this node's name, address or subnet.
 	Undisputed = "undisputed"
+	// UnderlayThere: the host has the interfaces and addresses of the underlay.
+	UnderlayThere = "underlay"
 	// StoreKnown: the copy of the store is current, or knowingly stale.
 	StoreKnown = "store"
 	// DeviceRight: devices and addresses are as wanted.
@@ -37,7 +39,7 @@ const (
 )
 
 // Names lists the conditions.
-var Names = []string{Started, LeaseHeld, Undisputed, StoreKnown, DeviceRight, EntriesRight, SubnetFile}
+var Names = []string{Started, LeaseHeld, Undisputed, UnderlayThere, StoreKnown, DeviceRight, EntriesRight, SubnetFile}
 
 // Judge makes the conditions of a status, without Since. fileProblem says what
 // is wrong with the subnet file, which nothing else in the status tells.
@@ -64,9 +66,10 @@ func Judge(s Status, now time.Time, fileProblem string) []Condition {
 	}
 	add(LeaseHeld, leaseProblem(s.Lease, now), "")
 	add(Undisputed, s.Trouble, "")
+	add(UnderlayThere, underlayProblem(s.Underlay), "")
 	problem, note := storeProblem(s.Store, now)
 	add(StoreKnown, problem, note)
-	add(DeviceRight, deviceProblem(s.Devices), "")
+	add(DeviceRight, deviceProblem(s), "")
 	add(EntriesRight, entriesProblem(s.Loop), "")
 	add(SubnetFile, fileProblem, "")
 	return out
@@ -104,12 +107,24 @@ func storeProblem(s Store, now time.Time) (problem, note string) {
 	return "the store has not been listed yet", ""
 }
 
-func deviceProblem(devices []Device) string {
-	if len(devices) == 0 {
+func underlayProblem(underlay []Underlay) string {
+	var all []string
+	for _, u := range underlay {
+		if u.Problem != "" {
+			all = append(all, fmt.Sprintf("%s: %s; going on with %s on %s", u.Family, u.Problem, u.Address, u.Interface))
+		}
+	}
+	return strings.Join(all, "; ")
+}
+
+// deviceProblem is empty for a node that is up and needs no device: host-gw and
+// alloc do without.
+func deviceProblem(s Status) string {
+	if len(s.Devices) == 0 && !s.Up {
 		return "there is no device yet"
 	}
 	var all []string
-	for _, d := range devices {
+	for _, d := range s.Devices {
 		switch {
 		case d.Right:
 		case d.Problem == "":

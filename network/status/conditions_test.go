@@ -4,6 +4,7 @@ import (
 	"net/netip"
 	"net/url"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -31,20 +32,23 @@ func TestJudge(t *testing.T) {
 		bad  string
 		want string
 	}{
-		"coming up":          {func(s *Status) { s.Up = false }, "", Started, "coming up"},
-		"waits":              {func(s *Status) { s.Up, s.Waiting = false, &Waiting{For: "lease", Reason: "all are taken"} }, "", Started, "waits for lease: all are taken"},
-		"waits though up":    {func(s *Status) { s.Waiting = &Waiting{For: "lease", Reason: "x"} }, "", "", ""},
-		"no lease yet":       {func(s *Status) { s.Lease = Lease{} }, "", LeaseHeld, "no lease is held yet"},
-		"lease ran out":      {func(s *Status) { s.Lease.Expires = now }, "", LeaseHeld, "may have run out at 2026-03-01T12:00:00Z"},
-		"reservation":        {func(s *Status) { s.Lease = Lease{Held: true, Reservation: true, Expires: now} }, "", "", ""},
-		"not renewed yet":    {func(s *Status) { s.Lease.Expires = time.Time{} }, "", "", ""},
-		"trouble":            {func(s *Status) { s.Trouble = "a twin" }, "", Undisputed, "a twin"},
+		"coming up":       {func(s *Status) { s.Up = false }, "", Started, "coming up"},
+		"waits":           {func(s *Status) { s.Up, s.Waiting = false, &Waiting{For: "lease", Reason: "all are taken"} }, "", Started, "waits for lease: all are taken"},
+		"waits though up": {func(s *Status) { s.Waiting = &Waiting{For: "lease", Reason: "x"} }, "", "", ""},
+		"no lease yet":    {func(s *Status) { s.Lease = Lease{} }, "", LeaseHeld, "no lease is held yet"},
+		"lease ran out":   {func(s *Status) { s.Lease.Expires = now }, "", LeaseHeld, "may have run out at 2026-03-01T12:00:00Z"},
+		"reservation":     {func(s *Status) { s.Lease = Lease{Held: true, Reservation: true, Expires: now} }, "", "", ""},
+		"not renewed yet": {func(s *Status) { s.Lease.Expires = time.Time{} }, "", "", ""},
+		"trouble":         {func(s *Status) { s.Trouble = "a twin" }, "", Undisputed, "a twin"},
+		"underlay gone": {func(s *Status) {
+			s.Underlay = []Underlay{{Family: "IPv4", Interface: "eth0", Address: netip.MustParseAddr("10.0.0.1"), Problem: "no address"}}
+		}, "", UnderlayThere, "IPv4: no address; going on with 10.0.0.1 on eth0"},
 		"store unread":       {func(s *Status) { s.Store.State = Unread }, "", StoreKnown, "not been listed"},
 		"store silent":       {func(s *Status) { s.Store.State = Silent }, "", StoreKnown, "nothing says why"},
 		"store away":         {func(s *Status) { s.Store.State, s.Store.Outage = Stale, &Outage{Since: now, Reason: "refused"} }, "", "", "revision 7; the store is away since 2026-03-01T12:00:00Z: refused"},
 		"saved":              {func(s *Status) { s.Store.State, s.Store.Saved = Stale, true }, "", "", "what was saved, of revision 7"},
 		"config changed":     {func(s *Status) { s.Store.Config = "changed" }, "", "", "changed"},
-		"no device":          {func(s *Status) { s.Devices = nil }, "", DeviceRight, "no device yet"},
+		"needs no device":    {func(s *Status) { s.Devices = nil }, "", "", ""},
 		"one of two devices": {func(s *Status) { s.Devices = append(s.Devices, Device{Name: "x", Problem: "is down"}) }, "", DeviceRight, "x: is down"},
 		"failing":            {func(s *Status) { s.Loop.Failing = 1 }, "", EntriesRight, "1 entry cannot be had"},
 		"fought":             {func(s *Status) { s.Loop.Fought = 2 }, "", EntriesRight, "2 entries are again and again undone"},
@@ -64,6 +68,13 @@ func TestJudge(t *testing.T) {
 		if !said {
 			t.Errorf("%s: nothing says %q", name, tc.want)
 		}
+	}
+	coming := well()
+	coming.Up, coming.Devices = false, nil
+	if all := Judge(coming, now, ""); !slices.ContainsFunc(all, func(c Condition) bool {
+		return c.Name == DeviceRight && !c.OK && strings.Contains(c.Reason, "no device yet")
+	}) {
+		t.Errorf("coming up without a device: %+v", all)
 	}
 	if Met(nil) {
 		t.Error("no conditions are met")

@@ -28,11 +28,13 @@ type Status struct {
 	Trouble  string     `json:"trouble,omitempty"`
 	Lease    Lease      `json:"lease"`
 	Underlay []Underlay `json:"underlay"`
-	Devices  []Device   `json:"devices"`
-	Peers    Peers      `json:"peers"`
-	Store    Store      `json:"store"`
-	Loop     Loop       `json:"loop"`
-	Firewall Firewall   `json:"firewall"`
+	// UnderlayMoves counts how often the underlay became another while the node ran.
+	UnderlayMoves uint64   `json:"underlay_moves"`
+	Devices       []Device `json:"devices"`
+	Peers         Peers    `json:"peers"`
+	Store         Store    `json:"store"`
+	Loop          Loop     `json:"loop"`
+	Firewall      Firewall `json:"firewall"`
 	// SubnetFile is where CNI plugins learn of the subnets; a condition says what
 	// is wrong with it.
 	SubnetFile File `json:"subnet_file"`
@@ -89,6 +91,9 @@ type Underlay struct {
 	// MTU is in bytes.
 	MTU    int    `json:"mtu"`
 	Reason string `json:"reason"`
+	// Problem says why it does not serve at present; the node goes on with what
+	// is said here of it.
+	Problem string `json:"problem,omitempty"`
 }
 
 // Device is one of the node's own.

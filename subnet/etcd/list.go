@@ -21,6 +21,10 @@ const pageSize = 2000
 // compacted while it was read.
 const maxListTries = 5
 
+// mostRoom bounds the leases for which there is room before they are read: as many
+// as the largest network has. More is for what etcd truly sends.
+const mostRoom = 1 << 16
+
 // List reads config and leases at one revision, in pages. Where that revision
 // is compacted before the last page, it begins again.
 func (s *Store) List(ctx context.Context) (subnet.Listing, error) {
@@ -72,6 +76,7 @@ func (s *Store) firstPage(ctx context.Context, end string) (kvs []*mvccpb.KeyVal
 	}
 	l.Epoch = epochOf(resp.Header, resp.Responses[2].GetResponseRange().Kvs)
 	page := resp.Responses[1].GetResponseRange()
+	l.Leases = make([]subnet.Lease, 0, max(0, min(page.Count, mostRoom))) // The count is of all pages.
 	return page.Kvs, l, page.More, nil
 }
 

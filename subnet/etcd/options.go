@@ -1,10 +1,12 @@
 package etcd
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"math"
 	"net"
+	"net/netip"
 	"net/url"
 	"path"
 	"slices"
@@ -167,6 +169,29 @@ func (o Options) ttlSeconds() int64 { return wholeSeconds(o.LeaseTTL) }
 
 // wholeSeconds is a time in seconds as etcd takes it, rounded up.
 func wholeSeconds(d time.Duration) int64 { return int64(math.Ceil(d.Seconds())) }
+
+// Addresses are those of the endpoints, in their order; names are looked up, which
+// ends with ctx. Where some have no answer it returns an error and the others. The
+// options have passed [Open].
+func (o Options) Addresses(ctx context.Context) ([]netip.Addr, error) {
+	var out []netip.Addr
+	var errs []error
+	for _, e := range o.Endpoints {
+		host, _ := hostPort(e)
+		if a, err := netip.ParseAddr(host); err == nil {
+			out = append(out, a.Unmap().WithZone(""))
+			continue
+		}
+		found, err := net.DefaultResolver.LookupNetIP(ctx, "ip", host)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("look up %s: %w", host, err))
+		}
+		for _, a := range found {
+			out = append(out, a.Unmap().WithZone(""))
+		}
+	}
+	return out, errors.Join(errs...)
+}
 
 // hostPort is an endpoint as it is dialled.
 func hostPort(endpoint string) (host, hostport string) {

@@ -115,10 +115,10 @@ func (s *seen) tell(c subnet.Change) {
 
 func (s *seen) note(leases []subnet.Lease) {
 	for _, l := range leases {
-		w := witness{record: l.Subnets.Key(), lease: l.ID, modified: l.Modified}
-		if full := len(s.living) == mostWitnesses; full && w.modified <= s.living[0].modified {
-			continue
+		if len(s.living) == mostWitnesses && l.Modified <= s.living[0].modified {
+			continue // As nearly all of a listing; a key is not made for it.
 		}
+		w := witness{record: l.Subnets.Key(), lease: l.ID, modified: l.Modified}
 		s.forget(w.record)
 		if len(s.living) == mostWitnesses {
 			s.living = slices.Delete(s.living, 0, 1)

@@ -22,6 +22,7 @@ type Store struct {
 	opts   Options
 	client *clientv3.Client
 	leases pb.LeaseClient
+	dialer *dialer
 	log    *zap.Logger
 
 	held      *heldRecords
@@ -70,6 +71,7 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 	if _, err := o.tlsConfig(); err != nil { // Better said now than at each try.
 		return nil, err
 	}
+	d := newDialer()
 	cfg := clientv3.Config{
 		Endpoints:            o.Endpoints,
 		DialKeepAliveTime:    keepAliveTime,
@@ -87,6 +89,7 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 			}),
 			// A web proxy from the environment is not the way to the network's store.
 			grpc.WithNoProxy(),
+			grpc.WithContextDialer(d.dial),
 		},
 	}
 	if o.tls() {
@@ -107,7 +110,7 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 		client.Token, client.Username, client.Password = "", o.Username, o.Password
 	}
 	return &Store{
-		opts: o, client: client, log: o.Log,
+		opts: o, client: client, dialer: d, log: o.Log,
 		leases: clientv3.RetryLeaseClient(client), held: newHeldRecords(),
 		pageSize: pageSize, checkEvery: checkEvery, auditEvery: auditEvery, presenceTTL: o.PresenceTTL,
 	}, nil

@@ -201,6 +201,7 @@ func (s *Store) recordChanges(events []*clientv3.Event) iter.Seq[subnet.Change] 
 					s.read(e.Kv, &c.Leases, &c.Bad)
 				}
 			}
+			c.More = at < len(events)
 			if !yield(c) {
 				return
 			}

@@ -67,6 +67,7 @@ var metrics = []metric{
 	stamp("lease_expiry_timestamp_seconds", "Until when the store keeps the lease if it is not renewed again; absent for a reservation.", func(s *status.Status) time.Time { return s.Lease.Expires }),
 	counter("lease_renewals_total", "Renewals of the lease.", func(s *status.Status) uint64 { return s.Lease.Renewals }),
 	counter("lease_losses_total", "Times that the lease was lost and had to be claimed again.", func(s *status.Status) uint64 { return s.Lease.Losses }),
+	counter("underlay_moves_total", "Times that the underlay's interface, address, MTU or link became another while the daemon ran.", func(s *status.Status) uint64 { return s.UnderlayMoves }),
 
 	gauge("store_up", "Whether the store answers (1) or is away (0).", func(s *status.Status) float64 { return truth(s.Store.State == status.Current) }),
 	stamp("store_heard_timestamp_seconds", "When the store last said something.", func(s *status.Status) time.Time { return s.Store.Heard }),

@@ -144,11 +144,12 @@ func TestReadyNamesEachConditionThatFails(t *testing.T) {
 		status.Started: {func(s *status.Status) {
 			s.Up, s.Waiting = false, &status.Waiting{For: "network config", Reason: "there is none"}
 		}, "waits for network config: there is none"},
-		status.LeaseHeld:    {func(s *status.Status) { s.Lease.Held, s.Lease.Problem = false, "lease lost: deleted" }, "lease lost: deleted"},
-		status.Undisputed:   {func(s *status.Status) { s.Trouble = "node9 has its subnet" }, "node9 has its subnet"},
-		status.StoreKnown:   {func(s *status.Status) { s.Store.State = status.Silent }, "nothing says why it is silent"},
-		status.DeviceRight:  {func(s *status.Status) { s.Devices[0].Right, s.Devices[0].Problem = false, "is down" }, "ripstop.1: is down"},
-		status.EntriesRight: {func(s *status.Status) { s.Loop.Failing = 2 }, "2 entries cannot be had"},
+		status.LeaseHeld:     {func(s *status.Status) { s.Lease.Held, s.Lease.Problem = false, "lease lost: deleted" }, "lease lost: deleted"},
+		status.Undisputed:    {func(s *status.Status) { s.Trouble = "node9 has its subnet" }, "node9 has its subnet"},
+		status.UnderlayThere: {func(s *status.Status) { s.Underlay = []status.Underlay{{Family: "IPv4", Problem: "eth0 is down"}} }, "IPv4: eth0 is down"},
+		status.StoreKnown:    {func(s *status.Status) { s.Store.State = status.Silent }, "nothing says why it is silent"},
+		status.DeviceRight:   {func(s *status.Status) { s.Devices[0].Right, s.Devices[0].Problem = false, "is down" }, "ripstop.1: is down"},
+		status.EntriesRight:  {func(s *status.Status) { s.Loop.Failing = 2 }, "2 entries cannot be had"},
 	} {
 		good := f.Status()
 		good.Devices = append([]status.Device(nil), good.Devices...)

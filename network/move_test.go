@@ -1,0 +1,361 @@
+package network
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/ripstop-net/ripstop/backend"
+	"github.com/ripstop-net/ripstop/backend/backendtest"
+	"github.com/ripstop-net/ripstop/network/status"
+	"github.com/ripstop-net/ripstop/subnet"
+)
+
+// isAt tells whether device, record, presence and subnet file say that the node is
+// at an address with an MTU of the underlay's.
+func (r *rig) isAt(address string, mtu int) bool {
+	a := netip.MustParseAddr(address)
+	dev, ok := r.kernel.State().Device("ripstop.1")
+	_, own := r.own()
+	known, living, err := r.store.Known(r.t.Context(), subnet.Living{Token: "another", Node: r.opts.Name})
+	env, _ := os.ReadFile(r.opts.SubnetFile)
+	return ok && dev.Local == a && dev.MTU == mtu-50 && own.Endpoints[0].PublicIP == a && own.MTU == mtu-50 &&
+		err == nil && living && known.Addresses[0] == a && strings.Contains(string(env), fmt.Sprintf("FLANNEL_MTU=%d\n", mtu-50))
+}
+
+// renumber gives the rig's interface other addresses.
+func (r *rig) renumber(addresses ...string) {
+	r.host.become(func() {
+		r.host.host[0].Addresses = nil
+		for _, a := range addresses {
+			r.host.host[0].Addresses = append(r.host.host[0].Addresses, netip.MustParseAddr(a))
+		}
+	})
+}
+
+// TestNodeFollowsItsUnderlay: all that names the address or the MTU follows, the
+// device in place; the subnet stays, and no entry of a peer's is touched.
+func TestNodeFollowsItsUnderlay(t *testing.T) {
+	r := newRig(t)
+	second := r.join(2)
+	r.start()
+	r.ready()
+	key, before := r.own()
+	r.eventually("it is where it starts", func() bool { return r.isAt("10.99.0.1", 1500) && r.reaches(second) })
+	r.kernel.Ops()
+	for _, step := range []struct {
+		addresses []string
+		mtu       int
+		at        string
+	}{
+		{[]string{"10.99.0.1", "10.99.0.7"}, 1500, "10.99.0.1"}, // The new comes before the old goes.
+		{[]string{"10.99.0.7"}, 1500, "10.99.0.7"},
+		{nil, 1500, "10.99.0.7"},
+		{[]string{"10.99.0.8"}, 1500, "10.99.0.8"},
+		{[]string{"10.99.0.8"}, 1400, "10.99.0.8"},
+		{[]string{"10.99.0.8"}, 9000, "10.99.0.8"},
+		{[]string{"10.99.0.1"}, 1500, "10.99.0.1"},
+	} {
+		r.host.become(func() { r.host.host[0].MTU = step.mtu })
+		r.renumber(step.addresses...)
+		r.eventually(fmt.Sprintf("%v, MTU %d", step.addresses, step.mtu), func() bool { return r.isAt(step.at, step.mtu) && r.reaches(second) })
+	}
+	for _, op := range r.kernel.Ops() {
+		if op.Verb != backend.Replace || op.Entry.Kind() != backend.KindDevice {
+			t.Errorf("op %s", op)
+		}
+	}
+	after, own := r.own()
+	if after != key || own.Created != before.Created || own.ID != before.ID || !own.SameContent(before) {
+		t.Errorf("record %s: %s", after, own.Record())
+	}
+	if r.said("lease lost") {
+		t.Errorf("it lost its lease: %v", r.logs.All())
+	}
+	r.stop()
+	_, saved, _, err := SavedLease(r.opts.StateDir)
+	if err != nil || saved != own {
+		t.Errorf("saved is %+v, %v", saved, err)
+	}
+}
+
+// TestUnderlayThatIsGoneIsKept: the status names it, nothing is torn down, and what
+// comes then is followed.
+func TestUnderlayThatIsGoneIsKept(t *testing.T) {
+	for name, tc := range map[string]struct {
+		harm, mend func(*fakeHost)
+		why        string
+		at         string
+	}{
+		"no address": {
+			func(h *fakeHost) { h.host[0].Addresses = nil },
+			func(h *fakeHost) { h.host[0].Addresses = []netip.Addr{netip.MustParseAddr("10.99.0.9")} },
+			"eth0 has the default route and no global IPv4 address", "10.99.0.9",
+		},
+		"no default route": {func(h *fakeHost) { h.host[0].DefaultV4 = false }, func(h *fakeHost) { h.host[0].DefaultV4 = true }, "there is no IPv4 default route", "10.99.0.1"},
+		"no interface": {
+			func(h *fakeHost) { h.host = nil },
+			func(h *fakeHost) {
+				h.host = []backend.Interface{{Name: "eth5", Up: true, MTU: 1500, Addresses: []netip.Addr{netip.MustParseAddr("10.99.0.5")}, DefaultV4: true}}
+			}, "there are none", "10.99.0.5",
+		},
+		"down":          {func(h *fakeHost) { h.host[0].Up = false }, func(h *fakeHost) { h.host[0].Up = true }, "eth0 is down or has no carrier", "10.99.0.1"},
+		"MTU too small": {func(h *fakeHost) { h.host[0].MTU = 600 }, func(h *fakeHost) { h.host[0].MTU = 1500 }, "interface eth0: MTU 550 is below", "10.99.0.1"},
+		"address among the pods'": {
+			func(h *fakeHost) { h.host[0].Addresses = []netip.Addr{netip.MustParseAddr("10.5.200.1")} },
+			func(h *fakeHost) { h.host[0].Addresses = []netip.Addr{netip.MustParseAddr("10.99.0.3")} },
+			"10.5.200.1 is inside the network", "10.99.0.3",
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t)
+			second := r.join(2)
+			r.start()
+			r.ready()
+			a := r.asked()
+			a.well()
+			r.eventually("the peer is reached", func() bool { return r.reaches(second) })
+			before := r.kernel.State()
+			r.kernel.Ops()
+			r.host.become(func() { tc.harm(r.host) })
+			a.fails(tc.why, status.UnderlayThere)
+			a.fails("going on with 10.99.0.1 on eth0", status.UnderlayThere)
+			if ops := r.kernel.Ops(); len(ops) != 0 || !r.kernel.State().Equal(before) || !r.isAt("10.99.0.1", 1500) {
+				t.Errorf("ops %v", ops)
+			}
+			r.host.become(func() { tc.mend(r.host) })
+			a.well()
+			r.eventually("it is where the host is", func() bool { return r.isAt(tc.at, 1500) })
+			if gone, back := r.count("underlay does not serve: going on with what it was"), r.count("underlay serves again"); gone != 1 || back != 1 {
+				t.Errorf("said %d and %d times", gone, back)
+			}
+		})
+	}
+}
+
+// TestMoveWhileTheStoreIsAway: the device follows at once, and the record as soon as
+// the store is back.
+func TestMoveWhileTheStoreIsAway(t *testing.T) {
+	r := newRig(t)
+	r.start()
+	r.ready()
+	r.store.Away(true)
+	r.renumber("10.99.0.7")
+	r.eventually("the device follows", func() bool { d, _ := r.kernel.State().Device("ripstop.1"); return d.Local.String() == "10.99.0.7" })
+	r.renumber("10.99.0.8")
+	r.eventually("the device follows again", func() bool { d, _ := r.kernel.State().Device("ripstop.1"); return d.Local.String() == "10.99.0.8" })
+	r.store.Away(false)
+	r.eventuallyIn(10*time.Second, "record and presence follow", func() bool { return r.isAt("10.99.0.8", 1500) })
+}
+
+// TestMoveToTheAddressOfAnother: while another machine is known there, the record
+// stays as it is, and the node says so.
+func TestMoveToTheAddressOfAnother(t *testing.T) {
+	r := newRig(t)
+	r.start()
+	r.ready()
+	a := r.asked()
+	a.well()
+	other := subnet.Living{Token: "other", Node: "node7"}
+	other.Addresses[0] = netip.MustParseAddr("10.99.0.7")
+	if _, err := r.store.Appear(t.Context(), other); err != nil {
+		t.Fatal(err)
+	}
+	r.renumber("10.99.0.7")
+	a.fails("public address 10.99.0.7 is still that of node7", status.Undisputed)
+	if _, own := r.own(); own.Endpoints[0].PublicIP.String() != "10.99.0.1" {
+		t.Errorf("record: %s", own.Record())
+	}
+	if n := r.count("not ready: the address that this node has now is another machine's"); n != 1 {
+		t.Errorf("said %d times", n)
+	}
+	r.renumber("10.99.0.1")
+	a.well()
+	if !r.isAt("10.99.0.1", 1500) {
+		t.Error("back at its own address it is not what it was")
+	}
+	r.renumber("10.99.0.7")
+	a.fails("public address 10.99.0.7 is still that of node7", status.Undisputed)
+	r.store.Vanish("node7")
+	r.eventuallyIn(10*time.Second, "it follows once the other is gone", func() bool { return r.isAt("10.99.0.7", 1500) })
+	a.well()
+}
+
+// TestPeersAreJudgedAgain: who is on the underlay's link, and whose address is this
+// node's own, changes with the underlay. Routes change in place.
+func TestPeersAreJudgedAgain(t *testing.T) {
+	for name, config := range map[string]string{
+		"direct":  `{"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan", "DirectRouting": true}}`,
+		"host-gw": `{"Network": "10.5.0.0/16", "Backend": {"Type": "host-gw"}}`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t)
+			r.onLink()
+			if err := r.kernel.Link("eth1", backendtest.Make); err != nil {
+				t.Fatal(err)
+			}
+			r.store.SetConfig([]byte(config))
+			join := func(n int, public string) subnet.Lease {
+				l := r.join(n)
+				l.Endpoints[0].PublicIP = netip.MustParseAddr(public)
+				if name == "host-gw" {
+					return r.beside("host-gw", n, public)
+				}
+				r.store.Put(l.Subnets.Key(), l.Record(), true)
+				return l
+			}
+			near, far, same := join(2, "10.99.0.2"), join(3, "10.98.0.3"), join(4, "10.98.0.1")
+			elsewhere := func(l subnet.Lease) bool { // Where it is not on the link.
+				if name == "direct" {
+					return r.reaches(l)
+				}
+				return !r.kernel.State().Has(directly(l, 0)) && strings.Contains(fmt.Sprint(r.node.Status().Peers.Records), l.Subnets.Key())
+			}
+			r.start()
+			r.ready()
+			r.eventually("each by its way", func() bool {
+				return r.kernel.State().Has(directly(near, 0)) && elsewhere(far) && elsewhere(same)
+			})
+			r.kernel.Ops()
+			r.host.become(func() {
+				r.host.host[0] = backend.Interface{
+					Name: "eth1", Up: true, MTU: 1500, DefaultV4: true,
+					Addresses: []netip.Addr{netip.MustParseAddr("10.98.0.1")}, OnLink: []netip.Prefix{netip.MustParsePrefix("10.98.0.0/24")},
+				}
+			})
+			over := directly(far, 0)
+			over.Via.Dev = "eth1"
+			r.eventually("each by the other way", func() bool {
+				return r.kernel.State().Has(over) && elsewhere(near) && !r.reaches(same) &&
+					strings.Contains(fmt.Sprint(r.node.Status().Peers.Records), "public address 10.98.0.1 is this node's own")
+			})
+			for _, op := range r.kernel.Ops() {
+				of := op.Entry
+				if e, ok := of.(backend.Route); ok && e.Dst != same.Subnets[0] && op.Verb != backend.Replace && name == "direct" {
+					t.Errorf("not in place: %s", op)
+				}
+			}
+			r.host.become(func() {
+				r.host.host[0] = backend.Interface{
+					Name: "eth0", Up: true, MTU: 1500, DefaultV4: true,
+					Addresses: []netip.Addr{netip.MustParseAddr("10.99.0.1")}, OnLink: []netip.Prefix{netip.MustParsePrefix("10.99.0.0/24")},
+				}
+			})
+			r.eventually("each by its way again", func() bool {
+				return r.kernel.State().Has(directly(near, 0)) && elsewhere(far) && elsewhere(same)
+			})
+		})
+	}
+}
+
+// TestSubnetFileThatCannotBeWrittenIsShown, and written once it can be.
+func TestSubnetFileThatCannotBeWrittenIsShown(t *testing.T) {
+	r := newRig(t)
+	r.start()
+	r.ready()
+	a := r.asked()
+	a.well()
+	// A folder in the file's place cannot be replaced by a file.
+	env, err := os.ReadFile(r.opts.SubnetFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(os.Remove(r.opts.SubnetFile), os.MkdirAll(filepath.Join(r.opts.SubnetFile, "full"), 0o755)); err != nil {
+		t.Fatal(err)
+	}
+	r.host.become(func() { r.host.host[0].MTU = 1400 })
+	r.eventually("it is said", func() bool {
+		return r.count("subnet file not written: new pods get an MTU that is not the underlay's") == 1
+	})
+	if err := errors.Join(os.RemoveAll(r.opts.SubnetFile), os.WriteFile(r.opts.SubnetFile, env, 0o644)); err != nil {
+		t.Fatal(err)
+	}
+	a.fails("write the subnet file", status.SubnetFile)
+	r.eventuallyIn(3*fileAgain, "it is written", func() bool { return r.isAt("10.99.0.1", 1400) })
+	a.well()
+}
+
+// TestMovesAreRationed: an underlay that goes to and fro costs the store a bounded
+// number of writes.
+func TestMovesAreRationed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := ration{mostMoves, time.Now()}
+		moves := 0
+		for began := time.Now(); time.Since(began) < time.Minute; {
+			if wait := r.take(time.Now()); wait > 0 {
+				time.Sleep(wait)
+				continue
+			}
+			moves++
+		}
+		if want := mostMoves + int(time.Minute/moveEvery); moves < want-1 || moves > want+1 {
+			t.Errorf("%d moves in a minute, want about %d", moves, want)
+		}
+		time.Sleep(time.Minute)
+		for range mostMoves {
+			if wait := r.take(time.Now()); wait > 0 {
+				t.Errorf("after a calm minute it waits for %s", wait)
+			}
+		}
+	})
+}
+
+// TestHostThatCannotBeReadIsSaidOnce, and is looked at again.
+func TestHostThatCannotBeReadIsSaidOnce(t *testing.T) {
+	r := newRig(t)
+	r.start()
+	r.ready()
+	r.host.become(func() { r.host.failing = errors.New("no buffer") })
+	r.eventually("it is said", func() bool { return r.said("underlay cannot be looked at, trying on") })
+	r.host.become(func() {})
+	r.host.become(func() { r.host.host[0].Addresses = []netip.Addr{netip.MustParseAddr("10.99.0.7")} })
+	r.host.mu.Lock()
+	r.host.failing = nil // Nobody is told.
+	r.host.mu.Unlock()
+	r.eventually("it follows", func() bool { return r.isAt("10.99.0.7", 1500) })
+	if n := r.count("underlay cannot be looked at, trying on"); n != 1 {
+		t.Errorf("said %d times", n)
+	}
+}
+
+// redialled is a store that counts how often its connections were to be given up.
+type redialled struct {
+	counting
+	times atomic.Int32
+}
+
+func (s *redialled) Redial() { s.times.Add(1) }
+
+// TestStoreIsRedialled when addresses or routes change: what is connected from an
+// address that is gone would not notice for long.
+func TestStoreIsRedialled(t *testing.T) {
+	r := newRig(t)
+	store := &redialled{}
+	r.tune = func(n *Node) {
+		store.counting = n.store.Store.(counting)
+		n.store.Store = store
+	}
+	r.start()
+	r.ready()
+	r.eventually("it has looked", func() bool { return store.times.Load() == 1 })
+	for i, change := range []func(*backend.Interface){
+		func(e *backend.Interface) { e.Addresses = []netip.Addr{netip.MustParseAddr("10.99.0.7")} },
+		func(e *backend.Interface) { e.Addresses = nil },
+		func(e *backend.Interface) { e.Tentative = true },
+		func(e *backend.Interface) { e.Tentative = false },
+		func(e *backend.Interface) { e.DefaultV4 = false },
+	} {
+		r.host.become(func() { change(&r.host.host[0]) })
+		r.eventually("it is redialled", func() bool { return store.times.Load() == int32(i+2) })
+		r.host.become(func() {}) // Of which nothing comes.
+	}
+	r.host.become(func() { r.host.host = append(r.host.host, backend.Interface{Name: "eth9"}) })
+	r.eventually("it is redialled once more", func() bool { return store.times.Load() == 7 })
+}
