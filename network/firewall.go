@@ -5,6 +5,7 @@ import (
 	"net/netip"
 
 	"github.com/ripstop-net/ripstop/backend"
+	"github.com/ripstop-net/ripstop/network/status"
 	"github.com/ripstop-net/ripstop/subnet"
 )
 
@@ -22,6 +23,8 @@ type Firewall interface {
 	// Run keeps the rules until ctx ends, which returns nil and leaves them as
 	// they are. It calls tried once, after the first attempt.
 	Run(ctx context.Context, tried func()) error
+	// Report tells how the rules are, at once. It may be asked before Begin.
+	Report(ctx context.Context) status.Firewall
 }
 
 // UseFirewall gives the node a firewall. Without one it keeps no rules. It comes
@@ -40,6 +43,8 @@ func (noFirewall) Run(ctx context.Context, tried func()) error {
 	<-ctx.Done()
 	return nil
 }
+
+func (noFirewall) Report(context.Context) status.Firewall { return status.Firewall{} }
 
 // beginFirewall says what is known of the network once there is a lease.
 // A backend without a device has no tunnel to guard.

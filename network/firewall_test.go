@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/ripstop-net/ripstop/backend"
+	"github.com/ripstop-net/ripstop/network/status"
 	"github.com/ripstop-net/ripstop/subnet"
 )
 
@@ -25,6 +26,7 @@ type fakeFirewall struct {
 	let     map[netip.Addr]int
 	careful []bool
 	late    []netip.Addr
+	report  status.Firewall
 }
 
 func (f *fakeFirewall) Begin(ranges, _ subnet.Subnets, _ subnet.PerFamily[string], _ uint32, port uint16) {
@@ -64,6 +66,18 @@ func (f *fakeFirewall) Run(ctx context.Context, tried func()) error {
 	}
 	<-ctx.Done()
 	return nil
+}
+
+func (f *fakeFirewall) Report(context.Context) status.Firewall {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.report
+}
+
+func (f *fakeFirewall) tells(report status.Firewall) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.report = report
 }
 
 func (f *fakeFirewall) lets(addrs ...string) bool {

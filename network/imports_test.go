@@ -62,7 +62,7 @@ func TestImportsRunOneWay(t *testing.T) {
 		"network/converge":          {"backend"},
 		"network/underlay":          {"subnet", "backend"},
 		"network/envfile":           {"subnet"},
-		"network/firewall":          {"subnet"},
+		"network/firewall":          {"subnet", "network/status"},
 		"network/lab":               {"subnet", "subnet/etcd", "subnet/subnettest/etcdserver", "network/envfile", "backend/vxlan"},
 		"network/fleet":             {"network/lab"},
 		"network/bench":             {"subnet", "backend", "backend/plan", "backend/kernel", "backend/vxlan", "network/lab"},

@@ -95,6 +95,7 @@ type Node struct {
 	// What tests make shorter.
 	firstListing, firstOfBoot, settle time.Duration
 
+	file    *keptFile
 	view    view
 	tracker status.Tracker
 	sight   *sight
@@ -123,6 +124,7 @@ func New(opts Options, store subnet.Store, presence subnet.Presence, kernel back
 		opts: opts, presence: presence, kernel: kernel, host: host, firewall: noFirewall{}, settings: noSettings{}, log: log, ready: make(chan struct{}),
 		firstListing: firstListing, firstOfBoot: firstOfBoot, settle: settleTime,
 	}
+	n.file = newKeptFile(opts.SubnetFile, log)
 	n.sight = newSight(host, opts.Underlay, opts.StoreAddresses)
 	n.view.started = time.Now()
 	n.store = observed{store, &n.view}
@@ -463,6 +465,7 @@ func (n *Node) serve(ctx context.Context, p prepared, lease subnet.Lease) error 
 		close(n.ready)
 		return n.keepSubnetFile(ctx, p.config, lease, mtu)
 	})
+	group.Go(func() error { return n.file.keep(ctx) })
 	group.Go(func() error { return n.followUnderlay(ctx, p, follower) })
 	return group.Wait()
 }

@@ -3,7 +3,6 @@ package network
 import (
 	"cmp"
 	"context"
-	"fmt"
 	"os"
 	"slices"
 	"time"
@@ -12,7 +11,6 @@ import (
 
 	"github.com/ripstop-net/ripstop/backend"
 	"github.com/ripstop-net/ripstop/network/converge"
-	"github.com/ripstop-net/ripstop/network/envfile"
 	"github.com/ripstop-net/ripstop/network/status"
 	"github.com/ripstop-net/ripstop/network/status/serve"
 	"github.com/ripstop-net/ripstop/subnet"
@@ -59,7 +57,7 @@ func (n *Node) Status() status.Status {
 		Daemon: status.Daemon{Version: n.opts.Version, PID: os.Getpid(), Started: v.started, LogLevel: n.opts.Level.String()},
 		Lease:  v.lease, Underlay: slices.Clone(v.underlay), UnderlayMoves: v.moves, Peers: v.peers, Store: v.store,
 	}
-	loop, subnets, notWritten := v.loop, v.subnets, v.fileProblem
+	loop, notWritten := v.loop, v.fileProblem
 	v.mu.Unlock()
 
 	away := false
@@ -71,6 +69,7 @@ func (n *Node) Status() status.Status {
 			s.Store.Outage = &status.Outage{Since: o.Since, Reason: o.Reason, Failures: o.Failures}
 		}
 	}
+	s.Firewall = n.firewall.Report(context.Background())
 	s.Store.State = storeState(s.Store, now, away)
 	if s.Lease.Subnets == nil {
 		s.Lease.Subnets = prefixes(subnet.Subnets{})
@@ -79,33 +78,19 @@ func (n *Node) Status() status.Status {
 		r := loop.Report()
 		s.Loop, s.Devices = loopStatus(r), deviceStatus(r)
 	}
-	fileProblem := "it is not written yet"
 	select {
 	case <-n.ready:
 		if err := n.NotReady(); err != nil {
 			s.Trouble = err.Error()
 		}
-		fileProblem = cmp.Or(subnetFileProblem(n.opts.SubnetFile, subnets), notWritten)
 	default:
 	}
-	s.Conditions = status.Judge(s, now, fileProblem)
+	var fileProblem string
+	s.SubnetFile, fileProblem = n.file.status()
+	s.Conditions = status.Judge(s, now, cmp.Or(fileProblem, notWritten))
 	n.tracker.Note(s.Conditions, now)
 	s.Ready = status.Met(s.Conditions)
 	return s
-}
-
-// subnetFileProblem tells what is wrong with the file that the node has written.
-func subnetFileProblem(path string, own subnet.Subnets) string {
-	env, err := envfile.Read(path)
-	switch {
-	case err != nil:
-		return err.Error()
-	case env.Subnets == subnet.Subnets{}:
-		return path + " is gone: restart the daemon to have it written again"
-	case env.Subnets != own:
-		return fmt.Sprintf("%s was overwritten by another: it has %s", path, env.Subnets)
-	}
-	return ""
 }
 
 func loopStatus(r converge.Report) status.Loop {

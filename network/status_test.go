@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -140,19 +141,12 @@ func TestReadinessGoesAndComesWithEachCondition(t *testing.T) {
 	r.kernel.FailDump(nil)
 	a.well()
 
-	env, err := os.ReadFile(r.opts.SubnetFile)
-	if err != nil {
+	// A folder in the file's place cannot be replaced.
+	if err := errors.Join(os.Remove(r.opts.SubnetFile), os.MkdirAll(filepath.Join(r.opts.SubnetFile, "full"), 0o755)); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.Remove(r.opts.SubnetFile); err != nil {
-		t.Fatal(err)
-	}
-	a.fails("is gone", status.SubnetFile)
-	if err := os.WriteFile(r.opts.SubnetFile, []byte("FLANNEL_SUBNET=10.9.9.1/24\n"), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	a.fails("was overwritten by another: it has 10.9.9.0/24", status.SubnetFile)
-	if err := os.WriteFile(r.opts.SubnetFile, env, 0o644); err != nil {
+	a.fails("and cannot be put back: write the subnet file", status.SubnetFile)
+	if err := os.RemoveAll(r.opts.SubnetFile); err != nil {
 		t.Fatal(err)
 	}
 	a.well()
@@ -218,6 +212,9 @@ func TestEachMetricMoves(t *testing.T) {
 	r.opts.AuditEvery = 500 * time.Millisecond
 	r.store.Sign(50 * time.Millisecond)
 	r.store.SetConfig(nil)
+	rules := &fakeFirewall{rig: r, try: make(chan struct{}), let: map[netip.Addr]int{}}
+	close(rules.try)
+	r.firewall = rules
 	r.start()
 	a := r.asked()
 	r.eventually("it answers", func() bool { code, _ := a.ready(); return code != 0 })
@@ -251,6 +248,21 @@ func TestEachMetricMoves(t *testing.T) {
 	second := r.join(2)
 	until("a peer", is("peers", 1))
 	until("a change", is("store_changes_total", 1))
+
+	rules.tells(status.Firewall{
+		Kept: true, Peers: 1, Dropped: 2, Writes: 3, Heals: 4, Findings: []status.Rule{{Certain: true}, {Certain: true}, {Certain: false}},
+	})
+	until("the firewall's numbers", func(s map[string]float64) bool {
+		return s["ripstop_firewall_right"] == 1 && s["ripstop_guard_peers"] == 1 && s["ripstop_guard_dropped_packets_total"] == 2 && s["ripstop_firewall_writes_total"] == 3 &&
+			s["ripstop_firewall_heals_total"] == 4 && s[`ripstop_firewall_findings{certain="true"`] == 2 && s[`ripstop_firewall_findings{certain="false"`] == 1
+	})
+	rules.tells(status.Firewall{Kept: true, Problem: "refused"})
+	until("wrong rules", is("firewall_right", 0))
+
+	if err := os.Remove(r.opts.SubnetFile); err != nil {
+		t.Fatal(err)
+	}
+	until("the subnet file is back", is("subnet_file_restored_total", 1))
 
 	r.host.become(func() { r.host.host[0].MTU = 1400 })
 	until("the underlay has another MTU", is("underlay_moves_total", 1))

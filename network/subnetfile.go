@@ -26,7 +26,7 @@ func (n *Node) env(cfg subnet.Config, lease subnet.Lease, at site) envfile.Env {
 // has.
 func (n *Node) announce(cfg subnet.Config, lease subnet.Lease) (mtu int, err error) {
 	at, _ := n.place.now()
-	if err := n.env(cfg, lease, at).Write(n.opts.SubnetFile); err != nil {
+	if err := n.file.write(n.env(cfg, lease, at)); err != nil {
 		return 0, err
 	}
 	n.log.Info("ready", zap.Stringer("subnets", lease.Subnets), zap.Int("mtu", at.mtu), zap.String("subnet_file", n.opts.SubnetFile))
@@ -40,7 +40,7 @@ func (n *Node) keepSubnetFile(ctx context.Context, cfg subnet.Config, lease subn
 		at, changed := n.place.now()
 		var again <-chan time.Time
 		if at.mtu != written {
-			err := n.env(cfg, lease, at).Write(n.opts.SubnetFile)
+			err := n.file.write(n.env(cfg, lease, at))
 			switch news := n.view.fileFailed(err); {
 			case err == nil:
 				written = at.mtu

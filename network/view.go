@@ -34,7 +34,6 @@ type view struct {
 	planner  plan.Planner
 	options  plan.Options
 	config   subnet.Config
-	subnets  subnet.Subnets
 	loop     *converge.Loop
 	follower *follower
 }
@@ -97,7 +96,7 @@ func (v *view) fileFailed(err error) (news bool) {
 // the store.
 func (v *view) serves(p prepared, l subnet.Lease, loop *converge.Loop, f *follower, saved *snapshot) {
 	v.mu.Lock()
-	v.up, v.planner, v.options, v.config, v.subnets, v.loop, v.follower = true, f.planner, p.options, p.config, l.Subnets, loop, f
+	v.up, v.planner, v.options, v.config, v.loop, v.follower = true, f.planner, p.options, p.config, loop, f
 	v.lease.Subnets = prefixes(l.Subnets)
 	v.lease.Reservation = l.Reservation()
 	if saved != nil {

@@ -65,6 +65,8 @@ func nodes() map[string]status.Status {
 			Passes: 130, LastPass: before(90 * time.Second), LastSeconds: 0.00042, Wanted: 9636, Drift: 3, Ops: 9700, Failures: 2,
 			Dumps: status.Dumps{Start: 1, Doubt: 2, Audit: 500},
 		},
+		Firewall:   status.Firewall{Kept: true, Guard: true, Peers: 2408, Writes: 1207},
+		SubnetFile: status.File{Path: "/run/flannel/subnet.env"},
 	}
 	change := func(f func(*status.Status)) status.Status {
 		s := well
@@ -75,10 +77,14 @@ func nodes() map[string]status.Status {
 	out := map[string]status.Status{
 		"well": well,
 		"starting": {
-			Version: 1, Node: "worker-1", Daemon: well.Daemon,
+			Version: 1, Node: "worker-1", Daemon: well.Daemon, SubnetFile: well.SubnetFile,
 			Waiting: &status.Waiting{For: "network config", Reason: "there is no network config in the store: write one with 'ripstop config set'"},
 			Store:   status.Store{State: status.Unread},
 		},
+		"no-rules": change(func(s *status.Status) {
+			s.Firewall.Guard, s.Firewall.Peers = false, 0
+			s.Firewall.Problem = "the kernel has no nftables: load the modules nf_tables, nft_ct"
+		}),
 		"store-away": change(func(s *status.Status) {
 			s.Store.State, s.Store.Heard = status.Stale, before(10*time.Minute)
 			s.Store.Outage = &status.Outage{Since: before(10 * time.Minute), Failures: 580, Reason: "https://192.0.2.1:2379: connection refused"}
@@ -90,6 +96,15 @@ func nodes() map[string]status.Status {
 			s.Peers.Held, s.Peers.PassedOver = 900, 2
 			s.Peers.Records = []status.Record{{Key: "10.5.9.0-24", Reason: "VNI is 7, this node's is 1: packets would be lost"}, {Key: "junk", Reason: "key is no subnet"}}
 			s.Store.Config = "the network config in the store was changed: it takes effect when this daemon is restarted"
+			s.SubnetFile.Restored = 1
+			s.Firewall.Heals, s.Firewall.LastHeal, s.Firewall.Dropped = 3, before(40*time.Second), 17
+			s.Firewall.Findings = []status.Rule{
+				{
+					Table: "inet firewalld", Chain: "filter_FORWARD", Rule: "reject", Traffic: "from pods to pods of other nodes, from pods out of the cluster", Certain: true,
+					Mend: "firewall-cmd --permanent --zone=trusted --add-source=10.5.0.0/16; firewall-cmd --reload",
+				},
+				{Table: "legacy ip filter", Chain: "FORWARD", Rule: "unreadable: operation not permitted", Traffic: "from and to pods", Mend: "iptables-legacy -S FORWARD shows them"},
+			}
 			s.Loop.Failing, s.Loop.Fought, s.Loop.Drift = 1, 1, 512
 			s.Loop.Problems = []status.Problem{
 				{Entry: "link ripstop.1", Reason: "an outside hand (NetworkManager, process 812) undid it 17 times", Fought: true},

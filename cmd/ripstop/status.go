@@ -82,6 +82,12 @@ func showStatus(s screen, st status.Status, now time.Time, wide bool) {
 	showPeers(s, st.Peers)
 	s.field("Store", badIf(st.Store.State == status.Unread || st.Store.State == status.Silent), storeText(st.Store, now))
 	showLoop(s, st.Loop, now, wide)
+	showFirewall(s, st.Firewall, now, wide)
+	file := st.SubnetFile.Path
+	if n := st.SubnetFile.Restored; n > 0 {
+		file += fmt.Sprintf(", put back %s after another hand", count(int(n), "time", "times"))
+	}
+	s.field("Subnet file", plain, file)
 	s.field("Daemon", plain, fmt.Sprintf("%s, process %d, up %s, log level %s", st.Daemon.Version, st.Daemon.PID, ago(st.Daemon.Started, now), st.Daemon.LogLevel))
 }
 
@@ -129,6 +135,41 @@ func showLoop(s screen, l status.Loop, now time.Time, wide bool) {
 		s.field("Passes", plain, fmt.Sprintf("%d, %d changes made, %d not taken", l.Passes, l.Ops, l.Failures))
 		s.field("Readings", plain, fmt.Sprintf("%d at the start, %d after doubt, %d after surprise, %d audits (%d findings), %d failed",
 			l.Dumps.Start, l.Dumps.Doubt, l.Dumps.Surprise, l.Dumps.Audit, l.Findings, l.Dumps.Failed))
+	}
+}
+
+func showFirewall(s screen, f status.Firewall, now time.Time, wide bool) {
+	if !f.Kept {
+		s.field("Firewall", plain, "no rules are kept")
+		return
+	}
+	text := "rules are right"
+	switch {
+	case f.Problem != "":
+		text = "rules are not as wanted: " + f.Problem
+	case f.Heals > 0:
+		text += fmt.Sprintf(", put back %s after another hand, last %s ago", count(int(f.Heals), "time", "times"), ago(f.LastHeal, now))
+	}
+	s.field("Firewall", badIf(f.Problem != ""), text)
+	guard, c := "off: the tunnel's packets are let in from anywhere", plain
+	if f.Guard {
+		guard = fmt.Sprintf("lets in %s of peers", count(f.Peers, "address", "addresses"))
+		if f.Dropped > 0 {
+			c = yellow
+			guard += fmt.Sprintf("; dropped %s of others", count(int(f.Dropped), "packet", "packets"))
+		}
+	}
+	s.field("Guard", c, guard)
+	for i, r := range f.Findings {
+		drops, c := "drops", red
+		if !r.Certain {
+			drops, c = "may drop", yellow
+		}
+		s.field(onlyFirst(i, "In the way"), c, fmt.Sprintf("table %s, chain %s: %q %s what goes %s", r.Table, r.Chain, r.Rule, drops, r.Traffic))
+		s.field("", plain, "mend it with: "+r.Mend)
+	}
+	if wide {
+		s.field("Rules", plain, count(int(f.Writes), "change", "changes")+" made")
 	}
 }
 

@@ -15,7 +15,8 @@ const sayEvery = time.Hour
 type dropped struct {
 	nftables.CounterObj
 	seen bool
-	said time.Time
+	// read is when the counter was last read, or tried to be.
+	read, said time.Time
 }
 
 func (d *dropped) see(now nftables.CounterObj) {
@@ -29,6 +30,7 @@ func (f *Firewall) count(ctx context.Context) {
 	if f.have == nil || !f.opts.Guard {
 		return
 	}
+	f.counted.read = time.Now()
 	var o own
 	if err := f.with(ctx, func(c *conn) error { return c.readCounters(&o) }); err != nil {
 		return // The next pass has the same trouble, and tells.

@@ -59,6 +59,9 @@ func TestRefusedIsToldAndTriedAgain(t *testing.T) {
 	if err := f.Status(t.Context()).Err; !errors.Is(err, unix.EPERM) {
 		t.Errorf("status: %v", err)
 	}
+	if r := f.Report(t.Context()); !r.Kept || r.Problem == "" {
+		t.Errorf("report: %+v", r)
+	}
 	eventually(t, 10*time.Second, "it is tried several times", func() bool {
 		<-f.turn
 		defer func() { f.turn <- struct{}{} }()

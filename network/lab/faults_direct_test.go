@@ -13,14 +13,14 @@ import (
 // directFaults are done to a host that reaches one peer directly and one, behind a
 // router, through the tunnel.
 var directFaults = []fault{
-	{name: "direct route deleted", breaks: onePeer, do: deleteDirectRoutes},
-	{name: "direct route given another gateway", breaks: onePeer, do: misleadDirectRoutes},
-	{name: "device deleted beside direct routes", breaks: farPeer, do: toDevices(func(n *netlink.Handle, v *netlink.Vxlan) error { return n.LinkDel(v) })},
-	{name: "direct: carrier lost and back", breaks: allPeers, underlay: true, do: loseCarrier},
-	{name: "direct: carrier lost and back five times", breaks: allPeers, underlay: true, do: flapCarrier},
-	{name: "direct: IPv4 addresses flushed and given back", breaks: allPeers, underlay: true, do: flushUnderlay},
-	{name: "direct: interface set down and up", breaks: allPeers, underlay: true, do: flapUnderlay},
-	{name: "direct: interface deleted and made again", breaks: allPeers, underlay: true, do: remakeUnderlay},
+	{name: "direct route deleted", breaks: onePeer, do: drifts(deleteDirectRoutes)},
+	{name: "direct route given another gateway", breaks: onePeer, do: drifts(misleadDirectRoutes)},
+	{name: "device deleted beside direct routes", breaks: farPeer, do: drifts(toDevices(func(n *netlink.Handle, v *netlink.Vxlan) error { return n.LinkDel(v) }))},
+	{name: "direct: carrier lost and back", breaks: allPeers, underlay: true, do: shows(loseCarrier, doubtCounted)},
+	{name: "direct: carrier lost and back five times", breaks: allPeers, underlay: true, do: shows(flapCarrier, doubtCounted)},
+	{name: "direct: IPv4 addresses flushed and given back", breaks: allPeers, underlay: true, do: shows(flushUnderlay, opsCounted)},
+	{name: "direct: interface set down and up", breaks: allPeers, underlay: true, do: shows(flapUnderlay, opsCounted)},
+	{name: "direct: interface deleted and made again", breaks: allPeers, underlay: true, do: shows(remakeUnderlay, opsCounted)},
 }
 
 func (s *faultSuite) directFaults(t *testing.T) {

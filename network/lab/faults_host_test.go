@@ -5,45 +5,51 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"testing"
 	"time"
 
+	"github.com/google/nftables"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/ripstop-net/ripstop/backend/vxlan"
 	"github.com/ripstop-net/ripstop/network/envfile"
+	"github.com/ripstop-net/ripstop/network/status"
 	"github.com/ripstop-net/ripstop/subnet"
 )
 
 // hostFaults are what another hand does to the kernel of a host.
 var hostFaults = []fault{
-	{name: "FDB entry deleted", breaks: onePeer, do: deleteEntries(func(e target) bool { return e.peer && e.kind == "fdb" })},
-	{name: "neighbour deleted", breaks: onePeer, do: deleteEntries(func(e target) bool { return e.peer && e.kind == "neighbour" })},
-	{name: "route deleted", breaks: onePeer, do: deleteEntries(func(e target) bool { return e.peer && e.kind == "route" })},
-	{name: "nexthop deleted", breaks: onePeer, do: deleteEntries(func(e target) bool { return e.peer && e.kind == "nexthop" })},
-	{name: "address deleted", breaks: nobody, do: deleteEntries(func(e target) bool { return e.kind == "address" })},
-	{name: "all routes of protocol 82 flushed", breaks: allPeers, do: deleteEntries(func(e target) bool { return e.kind == "route" })},
-	{name: "all FDB entries, neighbours, routes, nexthops deleted", breaks: allPeers, do: deleteEntries(func(e target) bool { return e.kind != "address" })},
-	{name: "device deleted", breaks: allPeers, do: toDevices(func(n *netlink.Handle, v *netlink.Vxlan) error { return n.LinkDel(v) })},
-	{name: "device set down", breaks: allPeers, do: toDevices(func(n *netlink.Handle, v *netlink.Vxlan) error { return n.LinkSetDown(v) })},
-	{name: "device set down and up", breaks: allPeers, do: toDevices(func(n *netlink.Handle, v *netlink.Vxlan) error {
+	{name: "FDB entry deleted", breaks: onePeer, do: drifts(deleteEntries(func(e target) bool { return e.peer && e.kind == "fdb" }))},
+	{name: "neighbour deleted", breaks: onePeer, do: drifts(deleteEntries(func(e target) bool { return e.peer && e.kind == "neighbour" }))},
+	{name: "route deleted", breaks: onePeer, do: drifts(deleteEntries(func(e target) bool { return e.peer && e.kind == "route" }))},
+	{name: "nexthop deleted", breaks: onePeer, do: drifts(deleteEntries(func(e target) bool { return e.peer && e.kind == "nexthop" }))},
+	{name: "address deleted", breaks: nobody, do: drifts(deleteEntries(func(e target) bool { return e.kind == "address" }))},
+	{name: "all routes of protocol 82 flushed", breaks: allPeers, do: drifts(deleteEntries(func(e target) bool { return e.kind == "route" }))},
+	{name: "all FDB entries, neighbours, routes, nexthops deleted", breaks: allPeers, do: drifts(deleteEntries(func(e target) bool { return e.kind != "address" }))},
+	{name: "device deleted", breaks: allPeers, do: drifts(toDevices(func(n *netlink.Handle, v *netlink.Vxlan) error { return n.LinkDel(v) }))},
+	{name: "device set down", breaks: allPeers, do: drifts(toDevices(func(n *netlink.Handle, v *netlink.Vxlan) error { return n.LinkSetDown(v) }))},
+	{name: "device set down and up", breaks: allPeers, do: drifts(toDevices(func(n *netlink.Handle, v *netlink.Vxlan) error {
 		return errors.Join(n.LinkSetDown(v), n.LinkSetUp(v))
-	})},
-	{name: "device's carrier taken", breaks: allPeers, do: toDevicesIn(func(v *netlink.Vxlan) error { return protoDown(v.Index, true) })},
-	{name: "device given another MAC", breaks: allPeers, do: toDevices(func(n *netlink.Handle, v *netlink.Vxlan) error {
+	}))},
+	{name: "device's carrier taken", breaks: allPeers, do: drifts(toDevicesIn(func(v *netlink.Vxlan) error { return protoDown(v.Index, true) }))},
+	{name: "device given another MAC", breaks: allPeers, do: drifts(toDevices(func(n *netlink.Handle, v *netlink.Vxlan) error {
 		return n.LinkSetHardwareAddr(v, net.HardwareAddr{2, 0, 0, 0, 0, 1})
-	})},
-	{name: "device given another MTU", breaks: nobody, do: toDevices(func(n *netlink.Handle, v *netlink.Vxlan) error { return n.LinkSetMTU(v, 1300) })},
-	{name: "device's forwarding turned off", breaks: allPeers, do: toDevicesIn(func(v *netlink.Vxlan) error { return setSysctl("ipv4/conf/"+v.Name+"/forwarding", "0") })},
-	{name: "device's rp_filter made strict", breaks: nobody, do: toDevicesIn(func(v *netlink.Vxlan) error { return setSysctl("ipv4/conf/"+v.Name+"/rp_filter", "1") })},
-	{name: "device made again with another VNI", breaks: allPeers, do: remade(func(v *netlink.Vxlan, _ int) { v.VxlanId = 77 })},
-	{name: "device made again, learning", breaks: allPeers, do: remade(func(v *netlink.Vxlan, _ int) { v.Learning = true })},
-	{name: "device made again, bound to eth0", breaks: allPeers, do: remade(func(v *netlink.Vxlan, lower int) { v.VtepDevIndex = lower })},
-	{name: "device made again, with a TTL", breaks: allPeers, do: remade(func(v *netlink.Vxlan, _ int) { v.TTL = 1 })},
-	{name: "underlay: carrier lost and back", breaks: allPeers, underlay: true, do: loseCarrier},
-	{name: "underlay: interface set down and up", breaks: allPeers, underlay: true, do: flapUnderlay},
-	{name: "underlay: interface deleted and made again", breaks: allPeers, underlay: true, do: remakeUnderlay},
+	}))},
+	{name: "device given another MTU", breaks: nobody, do: drifts(toDevices(func(n *netlink.Handle, v *netlink.Vxlan) error { return n.LinkSetMTU(v, 1300) }))},
+	{name: "device's forwarding turned off", breaks: allPeers, do: drifts(toDevicesIn(func(v *netlink.Vxlan) error { return setSysctl("ipv4/conf/"+v.Name+"/forwarding", "0") }))},
+	{name: "device's rp_filter made strict", breaks: nobody, do: drifts(toDevicesIn(func(v *netlink.Vxlan) error { return setSysctl("ipv4/conf/"+v.Name+"/rp_filter", "1") }))},
+	{name: "device made again with another VNI", breaks: allPeers, do: drifts(remade(func(v *netlink.Vxlan, _ int) { v.VxlanId = 77 }))},
+	{name: "device made again, learning", breaks: allPeers, do: drifts(remade(func(v *netlink.Vxlan, _ int) { v.Learning = true }))},
+	{name: "device made again, bound to eth0", breaks: allPeers, do: drifts(remade(func(v *netlink.Vxlan, lower int) { v.VtepDevIndex = lower }))},
+	{name: "device made again, with a TTL", breaks: allPeers, do: drifts(remade(func(v *netlink.Vxlan, _ int) { v.TTL = 1 }))},
+	{name: "nftables' rules flushed", breaks: nobody, do: shows(flushRules, rulesHealed)},
+	{name: "another's firewall rule in the way for a while", breaks: allPeers, do: shows(dropForwarded, ruleInTheWay)},
+	{name: "subnet file deleted", breaks: nobody, do: shows(deleteSubnetFile, failed(status.SubnetFile), fileRestored)},
+	{name: "underlay: carrier lost and back", breaks: allPeers, underlay: true, do: shows(loseCarrier, failed(status.UnderlayThere))},
+	{name: "underlay: interface set down and up", breaks: allPeers, underlay: true, do: shows(flapUnderlay, failed(status.UnderlayThere))},
+	{name: "underlay: interface deleted and made again", breaks: allPeers, underlay: true, do: shows(remakeUnderlay, failed(status.UnderlayThere))},
 }
 
 // target is an entry of the overlay.
@@ -268,3 +274,36 @@ func remakeUnderlay(t *testing.T, l *Lab, h *Host) error {
 	time.Sleep(downFor)
 	return h.plug(t.Context())
 }
+
+func flushRules(t *testing.T, _ *Lab, h *Host) error {
+	c := nft(t, h.Namespace)
+	c.FlushRuleset()
+	return c.Flush()
+}
+
+// dropForwarded drops all that is forwarded until a while after the daemon has said
+// so.
+func dropForwarded(t *testing.T, _ *Lab, h *Host) error {
+	c := nft(t, h.Namespace)
+	drop := nftables.ChainPolicyDrop
+	table := c.AddTable(&nftables.Table{Family: nftables.TableFamilyIPv4, Name: "strict"})
+	c.AddChain(&nftables.Chain{
+		Table: table, Name: "forward", Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookForward, Priority: nftables.ChainPriorityFilter, Policy: &drop,
+	})
+	if err := c.Flush(); err != nil {
+		return err
+	}
+	p := probeOf(t, h)
+	_, in := timeUntil(10*time.Second, func() bool {
+		s, err := p.client.Status(t.Context())
+		return err == nil && len(s.Firewall.Findings) == 1 && s.Firewall.Findings[0].Table == "ip strict" && s.Firewall.Findings[0].Rule == "policy drop" && s.Firewall.Findings[0].Mend != ""
+	})
+	time.Sleep(downFor)
+	c.DelTable(table)
+	if err := c.Flush(); err != nil || !in {
+		return errors.Join(err, fmt.Errorf("the rule was named: %t", in))
+	}
+	return nil
+}
+
+func deleteSubnetFile(_ *testing.T, _ *Lab, h *Host) error { return os.Remove(h.SubnetFile()) }

@@ -44,7 +44,7 @@ func (s *faultSuite) manyPeers(t *testing.T) {
 	})
 	faults := append([]fault{{
 		name: fmt.Sprintf("all entries of %d peers deleted", harmed), breaks: nobody,
-		do: func(t *testing.T, _ *Lab, _ *Host) error { return deletePeers(t, k, dump(), index) },
+		do: drifts(func(t *testing.T, _ *Lab, _ *Host) error { return deletePeers(t, k, dump(), index) }),
 	}}, hostFaults...)
 	for _, f := range faults {
 		if f.underlay {

@@ -20,6 +20,7 @@ func (s *faultSuite) manyRestarts(t *testing.T) {
 	}
 	before := mustPicture(t, h)
 	ear := listen(t, h)
+	looks := startLook(t, h, []sign{anotherDaemon})
 	flows := startFlows(t, l)
 	var longest time.Duration
 	for i := range s.restarts {
@@ -55,5 +56,5 @@ func (s *faultSuite) manyRestarts(t *testing.T) {
 	}
 	t.Logf("%d restarts, the longest with etcd there took %s", s.restarts, longest.Round(time.Millisecond))
 	row.lab, row.fault, row.healed = "dual", "restarts of the daemon, one in ten with etcd away", longest
-	s.add(row)
+	s.add(row, looks.end(t))
 }

@@ -27,33 +27,38 @@ type storeLab struct {
 	first *Host
 }
 
+// storeFault is something done to the store or to a way there.
+type storeFault struct {
+	name   string
+	breaks reach
+	// do returns how long it took to heal.
+	do func(*storeLab, *testing.T) time.Duration
+	// signs are what the first host's daemon shows of it.
+	signs []sign
+}
+
 // storeFaults does to the store, and to the first host's ways to it, what
 // happens to them. Faults come one after another in the life of one network.
 func (s *faultSuite) storeFaults(t *testing.T) {
 	l := startLab(t, Options{Nodes: 3, Mode: Dual})
 	everyPairTalks(t, l, talkLimit)
 	sl := &storeLab{Lab: l, faultSuite: s, store: openStore(t, l), first: l.Hosts[0]}
-	for _, f := range []struct {
-		name   string
-		breaks reach
-		// do returns how long it took to heal.
-		do func(*storeLab, *testing.T) time.Duration
-	}{
-		{"etcd killed for 3 s", nobody, (*storeLab).storeAway},
-		{"etcd paused for 3 s", nobody, (*storeLab).storePaused},
-		{"link to etcd cut for 3 s, a peer comes meanwhile", nobody, (*storeLab).linkCut},
-		{"link to etcd slow, a peer comes meanwhile", nobody, (*storeLab).linkSlow},
-		{"peer with another address, MAC and holder", nobody, (*storeLab).recordReplaced},
-		{"peer restarted at another address and back", onePeer, (*storeLab).peerMoved},
-		{"route and FDB entry deleted while etcd is away", onePeer, (*storeLab).driftWhileAway},
-		{"etcd wiped, config written again", nobody, (*storeLab).wiped},
-		{"etcd wiped, a peer never comes back", nobody, (*storeLab).wipedForGood},
-		{"own record deleted", allPeers, (*storeLab).recordDeleted},
-		{"own etcd lease revoked", allPeers, (*storeLab).leaseRevoked},
-		{"compaction while cut off from etcd", nobody, (*storeLab).compactedWhileCutOff},
-		{"peer left while the daemon was down", nobody, (*storeLab).leftWhileDown},
-		{"daemon started while etcd is away", nobody, (*storeLab).startedWhileAway},
-		{"device lost while etcd and daemon are away", allPeers, (*storeLab).deviceLostWhileAway},
+	for _, f := range []storeFault{
+		{"etcd killed for 3 s", nobody, (*storeLab).storeAway, []sign{storeStale, outageCounted}},
+		{"etcd paused for 3 s", nobody, (*storeLab).storePaused, []sign{unseen("the store is silent for longer when all is well")}},
+		{"link to etcd cut for 3 s, a peer comes meanwhile", nobody, (*storeLab).linkCut, []sign{changeCounted}},
+		{"link to etcd slow, a peer comes meanwhile", nobody, (*storeLab).linkSlow, []sign{changeCounted}},
+		{"peer with another address, MAC and holder", nobody, (*storeLab).recordReplaced, []sign{changeCounted, opsCounted}},
+		{"peer restarted at another address and back", onePeer, (*storeLab).peerMoved, []sign{changeCounted, opsCounted}},
+		{"route and FDB entry deleted while etcd is away", onePeer, (*storeLab).driftWhileAway, []sign{driftCounted}},
+		{"etcd wiped, config written again", nobody, (*storeLab).wiped, []sign{listingCounted, peersHeld, holdReturned}},
+		{"etcd wiped, a peer never comes back", nobody, (*storeLab).wipedForGood, []sign{peersHeld, holdExpired}},
+		{"own record deleted", allPeers, (*storeLab).recordDeleted, []sign{lossCounted}},
+		{"own etcd lease revoked", allPeers, (*storeLab).leaseRevoked, []sign{lossCounted}},
+		{"compaction while cut off from etcd", nobody, (*storeLab).compactedWhileCutOff, []sign{listingCounted}},
+		{"peer left while the daemon was down", nobody, (*storeLab).leftWhileDown, []sign{anotherDaemon, fewerPeers}},
+		{"daemon started while etcd is away", nobody, (*storeLab).startedWhileAway, []sign{anotherDaemon, fromSaved}},
+		{"device lost while etcd and daemon are away", allPeers, (*storeLab).deviceLostWhileAway, []sign{anotherDaemon, fromSaved, opsCounted}},
 	} {
 		ok := t.Run(strings.ReplaceAll(f.name, " ", "-"), func(t *testing.T) {
 			// A claim of before is to be settled with the peers, too.
@@ -62,6 +67,7 @@ func (s *faultSuite) storeFaults(t *testing.T) {
 			}
 			everyPairTalks(t, l, talkLimit)
 			before := sl.subnets(t)
+			looks := startLook(t, sl.first, f.signs)
 			flows := startFlows(t, l)
 			time.Sleep(calm)
 			began := time.Now()
@@ -76,7 +82,7 @@ func (s *faultSuite) storeFaults(t *testing.T) {
 				t.Errorf("subnets are %v, before they were %v", after, before)
 			}
 			row.lab, row.fault, row.healed = "dual", f.name, healed
-			s.add(row)
+			s.add(row, looks.end(t))
 		})
 		if !ok {
 			return // What comes next counts on a network that is whole.

@@ -46,6 +46,8 @@ type faultRow struct {
 	// elsewhere counts what all others lost.
 	gap             time.Duration
 	lost, elsewhere int
+	// shown is what the daemon's status showed of it.
+	shown shown
 }
 
 // TestFaults does to a living network what the world does to one, and measures
@@ -82,7 +84,9 @@ func TestFaults(t *testing.T) {
 	}
 }
 
-func (s *faultSuite) add(r faultRow) {
+// add notes a line. What the daemon showed of the fault is to be watched for each.
+func (s *faultSuite) add(r faultRow, seen shown) {
+	r.shown = seen
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.rows = append(s.rows, r)
@@ -91,9 +95,9 @@ func (s *faultSuite) add(r faultRow) {
 func (s *faultSuite) print(t *testing.T) {
 	var b strings.Builder
 	round := func(d time.Duration) string { return fmt.Sprintf("%.3f s", d.Seconds()) }
-	fmt.Fprintf(&b, "%-11s %-52s %13s %12s %6s %10s\n", "network", "fault", "healed after", "longest gap", "lost", "elsewhere")
+	fmt.Fprintf(&b, "%-11s %-52s %13s %12s %6s %10s  %s\n", "network", "fault", "healed after", "longest gap", "lost", "elsewhere", "shown by")
 	for _, r := range s.rows {
-		fmt.Fprintf(&b, "%-11s %-52s %13s %12s %6d %10d\n", r.lab, r.fault, round(r.healed), round(r.gap), r.lost, r.elsewhere)
+		fmt.Fprintf(&b, "%-11s %-52s %13s %12s %6d %10d  %s\n", r.lab, r.fault, round(r.healed), round(r.gap), r.lost, r.elsewhere, r.shown.text)
 	}
 	if s.alone {
 		fmt.Print("\n", b.String(), "\n")
@@ -173,7 +177,7 @@ const calm = 150 * time.Millisecond
 // fault is something done to the first host of a lab.
 type fault struct {
 	name string
-	do   func(*testing.T, *Lab, *Host) error
+	do   deed
 	// breaks says whose packets it may cost.
 	breaks reach
 	// underlay means that the host itself cannot be reached for a while, and
@@ -204,10 +208,11 @@ func (s *faultSuite) try(t *testing.T, l *Lab, f fault) {
 	} else {
 		limit, asBefore = s.many, f.state()
 	}
+	looks := startLook(t, h, f.do.signs)
 	flows := startFlows(t, l)
 	time.Sleep(calm)
 	began := time.Now()
-	if err := f.do(t, l, h); err != nil {
+	if err := f.do.act(t, l, h); err != nil {
 		t.Fatal(err)
 	}
 	took := time.Since(began)
@@ -228,7 +233,7 @@ func (s *faultSuite) try(t *testing.T, l *Lab, f fault) {
 		t.Errorf("it did not stay healed:\n%s", tell())
 	}
 	row.lab, row.fault, row.healed = cmp.Or(f.network, string(l.Mode())), f.name, healed
-	s.add(row)
+	s.add(row, looks.end(t))
 }
 
 func (s *faultSuite) hostFaults(t *testing.T, mode Mode) {

@@ -32,21 +32,21 @@ const (
 // otherwise after it.
 type underlayFault struct {
 	name string
-	do   func(*testing.T, *Lab, *Host) error
+	do   deed
 	// seat and mtu are where the host is then; 0 is where it was.
 	seat, mtu int
 }
 
 var underlayFaults = []underlayFault{
-	{name: "underlay: address changed, the new before the old", do: renumber(secondSeat, true), seat: secondSeat},
-	{name: "underlay: address changed back, the old before the new", do: renumber(1, false), seat: 1},
-	{name: "underlay: address changed, the old before the new", do: renumber(secondSeat, false), seat: secondSeat},
-	{name: "underlay: address changed back, the new before the old", do: renumber(1, true), seat: 1},
-	{name: "underlay: address gone and back", do: addressesGone},
-	{name: "underlay: MTU down", do: setMTU(smallerMTU), mtu: smallerMTU},
-	{name: "underlay: MTU up", do: setMTU(underlayMTU), mtu: underlayMTU},
-	{name: "underlay: interface made again at another address, MTU", do: remadeAt(secondSeat, smallerMTU), seat: secondSeat, mtu: smallerMTU},
-	{name: "underlay: interface made again as it was", do: remadeAt(1, underlayMTU), seat: 1, mtu: underlayMTU},
+	{name: "underlay: address changed, the new before the old", do: shows(renumber(secondSeat, true), movesCounted), seat: secondSeat},
+	{name: "underlay: address changed back, the old before the new", do: shows(renumber(1, false), movesCounted), seat: 1},
+	{name: "underlay: address changed, the old before the new", do: shows(renumber(secondSeat, false), movesCounted), seat: secondSeat},
+	{name: "underlay: address changed back, the new before the old", do: shows(renumber(1, true), movesCounted), seat: 1},
+	{name: "underlay: address gone and back", do: shows(addressesGone, failed(status.UnderlayThere))},
+	{name: "underlay: MTU down", do: shows(setMTU(smallerMTU), movesCounted), mtu: smallerMTU},
+	{name: "underlay: MTU up", do: shows(setMTU(underlayMTU), movesCounted), mtu: underlayMTU},
+	{name: "underlay: interface made again at another address, MTU", do: shows(remadeAt(secondSeat, smallerMTU), movesCounted), seat: secondSeat, mtu: smallerMTU},
+	{name: "underlay: interface made again as it was", do: shows(remadeAt(1, underlayMTU), movesCounted), seat: 1, mtu: underlayMTU},
 }
 
 // underlayFaults measures how long the host takes, and its peers.
@@ -77,10 +77,11 @@ func (s *faultSuite) tryUnderlay(t *testing.T, l *Lab, network string, f underla
 		t.Fatal(err)
 	}
 	macs := vtepMACs(t, h)
+	looks := startLook(t, h, f.do.signs)
 	flows := startFlows(t, l)
 	time.Sleep(calm)
 	began := time.Now()
-	if err := f.do(t, l, h); err != nil {
+	if err := f.do.act(t, l, h); err != nil {
 		t.Fatal(err)
 	}
 	took := time.Since(began)
@@ -118,7 +119,7 @@ func (s *faultSuite) tryUnderlay(t *testing.T, l *Lab, network string, f underla
 		t.Errorf("it did not stay so: %s", why)
 	}
 	row.lab, row.fault, row.healed = network, f.name, peers
-	s.add(row)
+	s.add(row, looks.end(t))
 	t.Logf("the deed took %s; the node followed after %s, its peers after %s, the longest gap was %s", took.Round(time.Millisecond),
 		node.Round(time.Millisecond), peers.Round(time.Millisecond), row.gap.Round(time.Millisecond))
 }

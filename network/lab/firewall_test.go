@@ -155,6 +155,11 @@ func TestGuard(t *testing.T) {
 			}
 		}
 	}
+	p := probeOf(t, node)
+	eventually(t, 5*time.Second, "the status has the guard's count", func() bool {
+		s, err := p.client.Status(t.Context())
+		return err == nil && s.Firewall.Guard && s.Firewall.Peers == len(l.Families()) && s.Firewall.Dropped == forgedCount(t, node)
+	})
 	// Without the guard the same packets arrive: they are well made.
 	l.opts.DaemonArgs = []string{"--guard=off"}
 	if err := node.RestartDaemon(t.Context(), unix.SIGTERM); err != nil {

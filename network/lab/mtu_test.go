@@ -5,12 +5,14 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"slices"
 	"syscall"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/ripstop-net/ripstop/network/status"
 	"github.com/ripstop-net/ripstop/subnet"
 )
 
@@ -29,6 +31,9 @@ func TestMixedMTU(t *testing.T) {
 			t.Parallel()
 			l := startLab(t, opts)
 			everyPairTalks(t, l, talkLimit)
+			for _, a := range l.Hosts {
+				waysAreTold(t, l, a)
+			}
 			var captures []*capture
 			for _, h := range l.Hosts {
 				captures = append(captures, startCapture(t, l.Underlay(), h.Name))
@@ -50,6 +55,41 @@ func TestMixedMTU(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// waysAreTold checks that a host's daemon tells of each peer the path that packets
+// take and the MTU that the kernel has for it.
+func waysAreTold(t *testing.T, l *Lab, a *Host) {
+	t.Helper()
+	page, err := probeOf(t, a).client.Peers(t.Context(), status.Query{})
+	if err != nil || len(page.Peers) != len(l.Hosts)-1 {
+		t.Fatalf("%s tells of %d peers: %v", a.Name, len(page.Peers), err)
+	}
+	for _, b := range l.Hosts {
+		i := slices.IndexFunc(page.Peers, func(p status.Peer) bool { return p.Node == b.Name })
+		if a == b {
+			continue
+		}
+		if i < 0 || len(page.Peers[i].Ways) != len(l.Families()) {
+			t.Fatalf("%s tells of %s: %+v", a.Name, b.Name, page.Peers)
+		}
+		want := status.Tunnel
+		if l.opts.Config != UsualConfig(l.Mode()) && a.at == b.at {
+			want = status.Direct
+		}
+		for j, f := range l.Families() {
+			way, mtu := page.Peers[i].Ways[j], 0
+			if err := sendUDP(t, a.Namespace, netip.Addr{}, b.Pods[0].Addresses[f], f, 100, &mtu); err != nil {
+				t.Fatal(err)
+			}
+			if way.Family != f.String() || way.Path != want || way.MTU != mtu || way.Public != b.Address(f) || way.Entries != status.Present {
+				t.Errorf("%s tells of %s: %+v, want the path %s and the kernel's MTU of %d", a.Name, b.Name, way, want, mtu)
+			}
+			if b.Pods[0].MTU < a.Pods[0].MTU && mtu != b.Pods[0].MTU {
+				t.Errorf("the kernel of %s has an MTU of %d to %s, whose pods have %d", a.Name, mtu, b.Name, b.Pods[0].MTU)
+			}
+		}
 	}
 }
 

@@ -151,6 +151,7 @@ const (
 	statusLimit  = 100 * time.Millisecond
 	scrapeLimit  = 20 * time.Millisecond
 	pageLimit    = 50 * time.Millisecond
+	mostSeries   = 200
 )
 
 // TestAnswersWithManyPeers measures how long a daemon with 10,000 peers takes to
@@ -184,6 +185,7 @@ func TestAnswersWithManyPeers(t *testing.T) {
 	if !in {
 		t.Fatalf("not ready with %d peers after %s", peers, took)
 	}
+	series := 0
 	measure := func(what, path string, limit time.Duration) {
 		t.Helper()
 		var all []time.Duration
@@ -196,6 +198,14 @@ func TestAnswersWithManyPeers(t *testing.T) {
 				t.Fatalf("%s: %d, %v", what, code, err)
 			}
 			size = len(body)
+			if path == status.PathMetrics {
+				series = 0
+				for line := range strings.Lines(body) {
+					if !strings.HasPrefix(line, "#") {
+						series++
+					}
+				}
+			}
 		}
 		slices.Sort(all)
 		t.Logf("%d peers, %-10s median %v, longest %v, %d bytes", peers, what, all[len(all)/2], all[len(all)-1], size)
@@ -205,6 +215,10 @@ func TestAnswersWithManyPeers(t *testing.T) {
 	}
 	measure("status", status.PathStatus, statusLimit)
 	measure("scrape", status.PathMetrics, scrapeLimit)
+	if series == 0 || series >= mostSeries {
+		t.Errorf("%d series, want fewer than %d", series, mostSeries)
+	}
+	t.Logf("%d series", series)
 	measure("first page", status.PathPeers, pageLimit)
 
 	heal := func(third byte) (longest time.Duration) { // A route that nobody has touched before.

@@ -34,6 +34,17 @@ type Status struct {
 	Peers         Peers    `json:"peers"`
 	Store         Store    `json:"store"`
 	Loop          Loop     `json:"loop"`
+	Firewall      Firewall `json:"firewall"`
+	// SubnetFile is where CNI plugins learn of the subnets; a condition says what
+	// is wrong with it.
+	SubnetFile File `json:"subnet_file"`
+}
+
+// File is one that the node keeps as it wrote it.
+type File struct {
+	Path string `json:"path"`
+	// Restored counts how often it was put back after another hand.
+	Restored uint64 `json:"restored"`
 }
 
 // Daemon is the process.

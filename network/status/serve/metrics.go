@@ -120,6 +120,24 @@ var metrics = []metric{
 			emit(float64(d.Audit), "audit")
 		}, "reason"),
 	counter("kernel_dump_failures_total", "Readings of the kernel's state that failed.", func(s *status.Status) uint64 { return s.Loop.Dumps.Failed }),
+	counter("subnet_file_restored_total", "Times that the subnet file was put back after another hand had changed or deleted it.", func(s *status.Status) uint64 { return s.SubnetFile.Restored }),
+
+	gauge("firewall_right", "Whether the firewall rules are as wanted (1) or not (0); 0 also where none are kept.", func(s *status.Status) float64 { return truth(s.Firewall.Kept && s.Firewall.Problem == "") }),
+	define(prometheus.GaugeValue, "firewall_findings", "Firewall rules of others that drop pods' traffic, for certain or maybe.",
+		func(s *status.Status, emit func(float64, ...string)) {
+			certain := 0
+			for _, r := range s.Firewall.Findings {
+				if r.Certain {
+					certain++
+				}
+			}
+			emit(float64(certain), "true")
+			emit(float64(len(s.Firewall.Findings)-certain), "false")
+		}, "certain"),
+	counter("firewall_writes_total", "Transactions that changed firewall rules.", func(s *status.Status) uint64 { return s.Firewall.Writes }),
+	counter("firewall_heals_total", "Transactions that put firewall rules back which another hand had changed.", func(s *status.Status) uint64 { return s.Firewall.Heals }),
+	gauge("guard_peers", "Addresses from which the guard lets the tunnel's packets in.", func(s *status.Status) float64 { return float64(s.Firewall.Peers) }),
+	counter("guard_dropped_packets_total", "Packets of the tunnel from no peer that the guard dropped. It goes on where the daemon before left off.", func(s *status.Status) uint64 { return s.Firewall.Dropped }),
 }
 
 // collector gives the metrics of one status at a time.
