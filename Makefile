@@ -34,10 +34,10 @@ test:
 	go test $(RACE) -shuffle=on -timeout 8m ./...
 
 # Tests against programs of a distribution: iptables with its legacy variant, nft,
-# conntrack and the standard CNI plugins (Debian's packages iptables, nftables,
-# conntrack and containernetworking-plugins).
+# conntrack, the standard CNI plugins, systemd and strace (Debian's packages iptables,
+# nftables, conntrack, containernetworking-plugins, systemd and strace).
 test-packages:
-	go test $(RACE) -tags packages -run 'Real|Texts|ConntrackShows' -count=1 -timeout 8m ./cmd/ripstop-cni ./network/firewall ./network/lab
+	go test $(RACE) -tags packages -run 'Real|Texts|ConntrackShows' -count=1 -timeout 8m ./cmd/ripstop-cni ./cmd/ripstopd ./network/firewall ./network/lab
 
 # The fault suite alone, with nothing beside it: a table of what was done, after
 # what time it had healed, and what pings between pods lost.
@@ -48,9 +48,9 @@ faults:
 lint:
 	@unformatted=$$(gofmt -l cmd subnet backend network); [ -z "$$unformatted" ] || { echo "gofmt: $$unformatted"; exit 1; }
 	go vet ./...
-	go vet -tags packages,mutants ./cmd/ripstop-cni ./network/...
+	go vet -tags packages,mutants ./cmd/ripstop-cni ./cmd/ripstopd ./network/...
 	go run $(STATICCHECK) ./...
-	go run $(STATICCHECK) -tags packages,mutants ./cmd/ripstop-cni ./network/firewall ./network/lab
+	go run $(STATICCHECK) -tags packages,mutants ./cmd/ripstop-cni ./cmd/ripstopd ./network/firewall ./network/lab
 	go run $(ERRCHECK) -ignoretests -exclude .errcheck ./...
 	go mod verify
 	go mod tidy -diff
