@@ -67,7 +67,7 @@ func TestImportsRunOneWay(t *testing.T) {
 		"network/fleet":             {"network/lab"},
 		"network/bench":             {"subnet", "backend", "backend/plan", "backend/kernel", "backend/vxlan", "network/lab"},
 		"cmd/internal/settings":     {"subnet", "subnet/etcd"},
-		"cmd/ripstop":               {"cmd/internal/settings", "subnet", "subnet/etcd", "backend", "backend/kernel", "backend/planners", "backend/vxlan", "network", "network/cleanup", "network/firewall", "network/rundir", "network/status"},
+		"cmd/ripstop":               {"cmd/internal/settings", "subnet", "subnet/etcd", "backend", "backend/kernel", "backend/planners", "backend/vxlan", "network", "network/cleanup", "network/envfile", "network/firewall", "network/rundir", "network/status"},
 		"cmd/ripstop-cni":           {"subnet", "network/envfile"},
 		"cmd/ripstop-lab":           {"cmd/internal/settings", "network/lab", "network/fleet", "network/bench", "subnet", "subnet/subnettest/etcdserver"},
 		"cmd/ripstopd":              {"cmd/internal/settings", "subnet", "subnet/etcd", "backend/kernel", "backend/vxlan", "network", "network/firewall", "network/host", "network/underlay"},
