@@ -18,7 +18,7 @@ RACE := $(if $(shell command -v $$(go env CC) 2>/dev/null),-race)
 # How long make fuzz spends on each target.
 FUZZTIME ?= 20s
 
-.PHONY: build packages demo test test-packages lint bench bench-parts faults walk mutants fuzz clean
+.PHONY: build packages image demo test test-packages lint bench bench-parts faults walk mutants fuzz clean
 
 # Static binaries: they run in any image and on any distribution.
 build:
@@ -35,6 +35,11 @@ packages: build
 		ARCH=$$(go env GOARCH) PACKAGE_VERSION='$(PACKAGE_VERSION)' SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) \
 		GOOS= GOARCH= go run $(NFPM) package --config dist/nfpm.yaml --packager $$packager --target $(PACKAGES)/ || exit 1; \
 	done
+
+# An image FROM scratch, by the docker that is installed.
+IMAGE ?= ripstop:latest
+image: build
+	docker build --pull=false -t $(IMAGE) -f dist/Dockerfile bin
 
 # Three hosts, a store, a daemon on each, and pods that talk. Without a terminal
 # nobody can press Ctrl-C, so it ends once it has shown that they do.

@@ -79,6 +79,7 @@ func TestImportsRunOneWay(t *testing.T) {
 		"go.etcd.io/etcd/server/":         {"subnet/subnettest/etcdserver"},
 		"github.com/vishvananda/netlink":  {"network/lab", "cmd/ripstop-cni"},
 		"gonum.org/v1/":                   {"network/bench"},
+		"k8s.io/":                         {}, // Tests only.
 		"github.com/google/nftables":      {"network/firewall"},
 		"github.com/mdlayher/netlink":     {"network/firewall"},
 		"github.com/containernetworking/": {"cmd/ripstop-cni"},

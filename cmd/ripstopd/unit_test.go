@@ -52,6 +52,22 @@ func TestUnitHasTheDaemonsFlags(t *testing.T) {
 			t.Errorf("the unit names --%s, which ripstopd has not", m[1])
 		}
 	}
+	set := readFile(t, "../../dist/kubernetes/daemonset.yaml")
+	args := regexp.MustCompile(`(?m)^ +- --([a-z0-9-]+)=(.*)$`).FindAllStringSubmatch(set, -1)
+	if len(args) < 5 {
+		t.Errorf("the DaemonSet has %d flags", len(args))
+	}
+	for _, m := range args {
+		if flags.Lookup(m[1]) == nil {
+			t.Errorf("the DaemonSet names --%s, which ripstopd has not", m[1])
+		}
+	}
+	named := regexp.MustCompile(`RIPSTOPD_[A-Z0-9_]+`).FindAllString(set+readFile(t, "../../dist/kubernetes/settings.yaml"), -1)
+	for _, name := range named {
+		if variables[name] == nil {
+			t.Errorf("the manifests have %s, and ripstopd no such flag", name)
+		}
+	}
 	// What the daemon writes by default is in the folders that the unit leaves writable.
 	for flag, folder := range map[string]string{"run-dir": "/run/ripstop", "state-dir": "/var/lib/ripstop", "subnet-file": "/run/flannel/subnet.env"} {
 		if got := flags.Lookup(flag).DefValue; got != folder {
