@@ -7,6 +7,8 @@ COMMANDS := ripstopd ripstop ripstop-cni ripstop-lab
 # The linters and benchstat are run by version and are no part of the module.
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 ERRCHECK := github.com/kisielk/errcheck@v1.30.0
+# The packager too. Later versions need modules that not every proxy has.
+NFPM := github.com/goreleaser/nfpm/v2/cmd/nfpm@v2.43.4
 BENCHSTAT := golang.org/x/perf/cmd/benchstat@v0.0.0-20260908200009-22c9c6c9d4da
 
 # make demo IP_FAMILY=ipv4, ipv6 or dual
@@ -16,12 +18,28 @@ RACE := $(if $(shell command -v $$(go env CC) 2>/dev/null),-race)
 # How long make fuzz spends on each target.
 FUZZTIME ?= 20s
 
-.PHONY: build demo test test-packages lint bench bench-parts faults walk mutants fuzz clean
+.PHONY: build packages image demo test test-packages lint bench bench-parts faults walk mutants fuzz clean
 
 # Static binaries: they run in any image and on any distribution.
 build:
 	@[ -d bin ] || echo "building; the first time takes a few minutes"
 	@CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/ $(addprefix ./cmd/,$(COMMANDS))
+
+# A .deb and a .rpm, of this machine's architecture or GOARCH's.
+PACKAGES ?= bin/packages
+PACKAGE_VERSION ?= $(patsubst v%,%,$(shell git describe --tags --match 'v[0-9]*' --always 2>/dev/null | grep '^v' || echo 0.0.0~$$(git rev-parse --short=12 HEAD)))
+packages: build
+	@mkdir -p bin/completion $(PACKAGES)
+	@for shell in bash zsh fish; do GOOS= GOARCH= CGO_ENABLED=0 go run ./cmd/ripstop completion $$shell > bin/completion/ripstop.$$shell || exit 1; done
+	@for packager in deb rpm; do \
+		ARCH=$$(go env GOARCH) PACKAGE_VERSION='$(PACKAGE_VERSION)' SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) \
+		GOOS= GOARCH= go run $(NFPM) package --config dist/nfpm.yaml --packager $$packager --target $(PACKAGES)/ || exit 1; \
+	done
+
+# An image FROM scratch, by the docker that is installed.
+IMAGE ?= ripstop:latest
+image: build
+	docker build --pull=false -t $(IMAGE) -f dist/Dockerfile bin
 
 # Three hosts, a store, a daemon on each, and pods that talk. Without a terminal
 # nobody can press Ctrl-C, so it ends once it has shown that they do.
@@ -34,10 +52,10 @@ test:
 	go test $(RACE) -shuffle=on -timeout 8m ./...
 
 # Tests against programs of a distribution: iptables with its legacy variant, nft,
-# conntrack and the standard CNI plugins (Debian's packages iptables, nftables,
-# conntrack and containernetworking-plugins).
+# conntrack, the standard CNI plugins, systemd and strace (Debian's packages iptables,
+# nftables, conntrack, containernetworking-plugins, systemd and strace).
 test-packages:
-	go test $(RACE) -tags packages -run 'Real|Texts|ConntrackShows' -count=1 -timeout 8m ./cmd/ripstop-cni ./network/firewall ./network/lab
+	go test $(RACE) -tags packages -run 'Real|Texts|ConntrackShows' -count=1 -timeout 8m ./cmd/ripstop-cni ./cmd/ripstopd ./dist/packages ./network/firewall ./network/lab
 
 # The fault suite alone, with nothing beside it: a table of what was done, after
 # what time it had healed, and what pings between pods lost.
@@ -46,11 +64,11 @@ faults:
 	RIPSTOP_FAULTS_LIMIT=$(FAULTS_LIMIT) go test -run '^TestFaults$$' -v -count=1 -timeout 10m ./network/lab
 
 lint:
-	@unformatted=$$(gofmt -l cmd subnet backend network); [ -z "$$unformatted" ] || { echo "gofmt: $$unformatted"; exit 1; }
+	@unformatted=$$(gofmt -l cmd subnet backend network dist); [ -z "$$unformatted" ] || { echo "gofmt: $$unformatted"; exit 1; }
 	go vet ./...
-	go vet -tags packages,mutants ./cmd/ripstop-cni ./network/...
+	go vet -tags packages,mutants ./cmd/ripstop-cni ./cmd/ripstopd ./dist/... ./network/...
 	go run $(STATICCHECK) ./...
-	go run $(STATICCHECK) -tags packages,mutants ./cmd/ripstop-cni ./network/firewall ./network/lab
+	go run $(STATICCHECK) -tags packages,mutants ./cmd/ripstop-cni ./cmd/ripstopd ./dist/... ./network/firewall ./network/lab
 	go run $(ERRCHECK) -ignoretests -exclude .errcheck ./...
 	go mod verify
 	go mod tidy -diff

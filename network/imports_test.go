@@ -56,7 +56,8 @@ func TestImportsRunOneWay(t *testing.T) {
 		"network":                   {"subnet", "backend", "backend/plan", "backend/planners", "network/converge", "network/envfile", "network/host", "network/rundir", "network/status", "network/status/serve", "network/underlay"},
 		"network/rundir":            {},
 		"network/host":              {"subnet", "backend"},
-		"network/cleanup":           {"subnet", "backend", "network/envfile"},
+		"network/cleanup":           {"subnet", "backend", "network/cnifiles", "network/envfile"},
+		"network/cnifiles":          {},
 		"network/status":            {"subnet"},
 		"network/status/serve":      {"network/status"},
 		"network/converge":          {"backend"},
@@ -67,10 +68,10 @@ func TestImportsRunOneWay(t *testing.T) {
 		"network/fleet":             {"network/lab"},
 		"network/bench":             {"subnet", "backend", "backend/plan", "backend/kernel", "backend/vxlan", "network/lab"},
 		"cmd/internal/settings":     {"subnet", "subnet/etcd"},
-		"cmd/ripstop":               {"cmd/internal/settings", "subnet", "subnet/etcd", "backend", "backend/kernel", "backend/planners", "backend/vxlan", "network", "network/cleanup", "network/firewall", "network/rundir", "network/status"},
+		"cmd/ripstop":               {"cmd/internal/settings", "subnet", "subnet/etcd", "backend", "backend/kernel", "backend/planners", "backend/vxlan", "network", "network/cleanup", "network/cnifiles", "network/envfile", "network/firewall", "network/rundir", "network/status"},
 		"cmd/ripstop-cni":           {"subnet", "network/envfile"},
 		"cmd/ripstop-lab":           {"cmd/internal/settings", "network/lab", "network/fleet", "network/bench", "subnet", "subnet/subnettest/etcdserver"},
-		"cmd/ripstopd":              {"cmd/internal/settings", "subnet", "subnet/etcd", "backend/kernel", "backend/vxlan", "network", "network/firewall", "network/host", "network/underlay"},
+		"cmd/ripstopd":              {"cmd/internal/settings", "subnet", "subnet/etcd", "backend/kernel", "backend/vxlan", "network", "network/cnifiles", "network/firewall", "network/host", "network/underlay"},
 	}
 	// Who alone may import a library.
 	theirs := map[string][]string{
@@ -78,6 +79,7 @@ func TestImportsRunOneWay(t *testing.T) {
 		"go.etcd.io/etcd/server/":         {"subnet/subnettest/etcdserver"},
 		"github.com/vishvananda/netlink":  {"network/lab", "cmd/ripstop-cni"},
 		"gonum.org/v1/":                   {"network/bench"},
+		"k8s.io/":                         {}, // Tests only.
 		"github.com/google/nftables":      {"network/firewall"},
 		"github.com/mdlayher/netlink":     {"network/firewall"},
 		"github.com/containernetworking/": {"cmd/ripstop-cni"},

@@ -15,6 +15,7 @@ import (
 	"github.com/containernetworking/cni/pkg/types"
 	"golang.org/x/sys/unix"
 
+	"github.com/ripstop-net/ripstop/network/cnifiles"
 	"github.com/ripstop-net/ripstop/network/envfile"
 	"github.com/ripstop-net/ripstop/network/lab"
 	"github.com/ripstop-net/ripstop/subnet"
@@ -169,6 +170,30 @@ func TestPageShowsWhatWorks(t *testing.T) {
 		if !strings.Contains(string(text), "| `"+key+"` | `"+value+"` |") {
 			t.Errorf("the page does not say that %q is %q by default", key, value)
 		}
+	}
+}
+
+// TestListOfTheDaemonIsTaken: libcni and the plugin read what ripstopd puts into
+// --cni-conf-dir.
+func TestListOfTheDaemonIsTaken(t *testing.T) {
+	bin := t.TempDir()
+	if err := os.WriteFile(filepath.Join(bin, "portmap"), nil, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	text, err := cnifiles.Options{BinDir: bin, SubnetFile: "/other/subnet.env", RunDir: "/other/run"}.List()
+	if err != nil {
+		t.Fatal(err)
+	}
+	list, err := libcni.ConfListFromBytes(text)
+	if err != nil || len(list.Plugins) != 2 || list.Plugins[0].Network.Type != "ripstop-cni" || list.Plugins[1].Network.Type != "portmap" {
+		t.Fatalf("%+v, %v", list, err)
+	}
+	one, err := libcni.InjectConf(list.Plugins[0], map[string]any{"name": list.Name, "cniVersion": list.CNIVersion})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c, err := load(one.Bytes); err != nil || c.SubnetFile != "/other/subnet.env" || c.RunDir != "/other/run" {
+		t.Errorf("%+v, %v", c, err)
 	}
 }
 

@@ -17,6 +17,7 @@ import (
 	"github.com/ripstop-net/ripstop/cmd/internal/settings"
 	"github.com/ripstop-net/ripstop/network"
 	"github.com/ripstop-net/ripstop/network/cleanup"
+	"github.com/ripstop-net/ripstop/network/cnifiles"
 	"github.com/ripstop-net/ripstop/network/firewall"
 	"github.com/ripstop-net/ripstop/network/rundir"
 	"github.com/ripstop-net/ripstop/network/status"
@@ -26,9 +27,9 @@ import (
 
 // cleaner has the flags of ripstop cleanup.
 type cleaner struct {
-	runDir, stateDir, subnetFile, node string
-	release, dryRun                    bool
-	store                              settings.Etcd
+	runDir, stateDir, subnetFile, confDir, node string
+	release, dryRun                             bool
+	store                                       settings.Etcd
 }
 
 func newCleanup() *cobra.Command {
@@ -38,9 +39,10 @@ func newCleanup() *cobra.Command {
 		Short: "Take away what ripstopd has made on this host",
 		Long: `Take away all that ripstopd has made on this host, and nothing else: the routes and
 nexthops that bear its protocol number (82), its VXLAN devices with all that hangs
-on them, its nftables table and its marked rules among iptables', its saved state, and
-the subnet file if it has this node's subnets. The daemon must be stopped before. What its --run-dir holds beyond that ends with the
-boot and stays.
+on them, its nftables table and its marked rules among iptables', its saved state,
+the subnet file if it has this node's subnets, and the CNI list if ripstopd wrote it.
+The daemon must be stopped before. What its --run-dir holds beyond that ends with the
+boot and stays, as does the CNI plugin, by which pods that are there still go.
 
 The node's lease is kept, so that it finds its subnet again when it comes back. With
 --release-lease it is given back to etcd, if it can be proved to be this host's;
@@ -59,6 +61,8 @@ another node may then take the subnet at once.`,
 	runDirFlag(cmd, &c.runDir)
 	flags.StringVar(&c.stateDir, "state-dir", "/var/lib/ripstop", "the daemon's `folder` of that name")
 	flags.StringVar(&c.subnetFile, "subnet-file", "/run/flannel/subnet.env", "the daemon's `file` of that name")
+	flags.StringVar(&c.confDir, "cni-conf-dir", cnifiles.DefaultConfDir, "`folder` in which ripstopd may have put a CNI list (the daemon's of that name)")
+	_ = cmd.MarkFlagDirname("cni-conf-dir")
 	_ = cmd.MarkFlagDirname("state-dir") // The flag is there.
 	c.store.Register(flags)
 	return cmd
@@ -92,7 +96,7 @@ func (c *cleaner) run(cmd *cobra.Command) error {
 		return err
 	}
 	all := []cleanup.Remover{&cleanup.Forwarding{Kernel: k}, rulesOf{rules}}
-	files := &cleanup.Files{SubnetFile: c.subnetFile, Own: saved.Subnets, Others: []string{
+	files := &cleanup.Files{SubnetFile: c.subnetFile, Own: saved.Subnets, List: filepath.Join(c.confDir, cnifiles.ListName), Others: []string{
 		network.SnapshotPath(c.stateDir), c.stateDir, filepath.Join(c.runDir, status.SocketName),
 	}}
 	if !c.release {

@@ -26,6 +26,6 @@ Each flag is also an environment variable: --etcd-cafile is ` + settings.Environ
 			return settings.FromEnvironment(cmd.Flags(), envPrefix)
 		},
 	}
-	root.AddCommand(newStatus(), newPeers(), newLogLevel(), newConfig(), newCleanup())
+	root.AddCommand(newStatus(), newPeers(), newLogLevel(), newConfig(), newCleanup(), newDockerOpts())
 	return root
 }

@@ -37,7 +37,7 @@ func ripstop(t *testing.T, args ...string) (string, error) {
 
 // TestHelpHasExamples of every command that does something.
 func TestHelpHasExamples(t *testing.T) {
-	for _, name := range []string{"status", "peers", "log-level", "cleanup"} {
+	for _, name := range []string{"status", "peers", "log-level", "cleanup", "docker-opts"} {
 		out, err := ripstop(t, name, "--help")
 		if err != nil {
 			t.Fatal(err)

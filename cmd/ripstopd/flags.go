@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"time"
@@ -13,6 +14,7 @@ import (
 
 	"github.com/ripstop-net/ripstop/cmd/internal/settings"
 	"github.com/ripstop-net/ripstop/network"
+	"github.com/ripstop-net/ripstop/network/cnifiles"
 	"github.com/ripstop-net/ripstop/network/firewall"
 	"github.com/ripstop-net/ripstop/network/host"
 	"github.com/ripstop-net/ripstop/subnet"
@@ -27,6 +29,7 @@ type config struct {
 	etcd     etcd.Options
 	node     network.Options
 	firewall firewall.Options
+	cni      cnifiles.Options
 	logLevel string
 	version  bool
 }
@@ -72,6 +75,8 @@ func newFlags() (*pflag.FlagSet, func() (config, error)) {
 	flags.DurationVar(&c.node.AuditEvery, "audit-every", network.DefaultAuditEvery, "mean `time` between comparisons of the kernel with all that it announced")
 	flags.StringVar(&c.node.RunDir, "run-dir", "/run/ripstop", "`folder` for what ends with the boot")
 	flags.StringVar(&c.node.StateDir, "state-dir", "/var/lib/ripstop", "`folder` for what outlives a reboot")
+	flags.StringVar(&c.cni.ConfDir, "cni-conf-dir", "", "`folder` such as /etc/cni/net.d, into which a list that names the CNI plugin is put once the node is ready (nowhere if empty)")
+	flags.StringVar(&c.cni.BinDir, "cni-bin-dir", "", "`folder` such as /opt/cni/bin, into which the CNI plugin ripstop-cni, which must lie beside ripstopd, is copied then (nowhere if empty)")
 	flags.StringVar(&c.node.Listen, "listen", "", "TCP `address` such as 127.0.0.1:8285 at which /healthz, /readyz, /metrics and /v1/ are answered, to whoever asks (nowhere if empty; the socket in --run-dir is always there)")
 	healthz.register(flags)
 	flags.StringVar(&c.logLevel, "log-level", "info", "least `level` that is logged: debug, info, warn or error; 'ripstop log-level' changes it while the daemon runs")
@@ -155,8 +160,26 @@ func newFlags() (*pflag.FlagSet, func() (config, error)) {
 				return config{}, fmt.Errorf("--%s must not be empty", flag)
 			}
 		}
+		c.cni.SubnetFile, c.cni.RunDir = c.node.SubnetFile, c.node.RunDir
+		if c.cni.Asked() {
+			if c.cni.Plugin, err = besides(cnifiles.PluginName); err != nil {
+				return config{}, err
+			}
+			if err := c.cni.Check(); err != nil {
+				return config{}, err
+			}
+		}
 		return c, nil
 	}
+}
+
+// besides is the path of a program in the folder of this one.
+func besides(name string) (string, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return "", fmt.Errorf("find the folder of ripstopd: %w", err)
+	}
+	return filepath.Join(filepath.Dir(self), name), nil
 }
 
 func parsePublic(text string, f subnet.Family) (netip.Addr, error) {

@@ -88,6 +88,7 @@ func run(ctx context.Context, c config) error {
 		return node.Run(ctx)
 	})
 	group.Go(func() error { return settleMemory(settled, node.Ready()) })
+	group.Go(func() error { return c.cni.Run(settled, node.Ready(), log) })
 	if err = group.Wait(); err == nil {
 		log.Info("told to stop: lease, device, entries and rules stay as they are")
 	}

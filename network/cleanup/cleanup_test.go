@@ -10,6 +10,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/ripstop-net/ripstop/network/cnifiles"
 	"github.com/ripstop-net/ripstop/subnet"
 	"github.com/ripstop-net/ripstop/subnet/subnettest"
 )
@@ -66,6 +67,29 @@ func TestLeaseIsReleasedOnlyIfItIsProvedToBeOurs(t *testing.T) {
 				t.Error("another's record is gone")
 			}
 		})
+	}
+}
+
+// TestListGoesOnlyIfItIsOurs, and the plugin stays.
+func TestListGoesOnlyIfItIsOurs(t *testing.T) {
+	for text, left := range map[string]string{`{"writtenBy": "ripstopd"}`: "", `{"writtenBy": "me"}`: "did not write it", "{": "did not write it", "": ""} {
+		list := filepath.Join(t.TempDir(), cnifiles.ListName)
+		if text != "" {
+			if err := os.WriteFile(list, []byte(text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		r := &Files{SubnetFile: list + ".none", List: list}
+		found, err := Find(t.Context(), r)
+		if err != nil || (len(found.Left) == 1) != (left != "") || left != "" && !strings.Contains(found.Left[0], left) {
+			t.Errorf("%s: %v, %v", text, found, err)
+		}
+		if err := Remove(t.Context(), r); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := os.Stat(list); (err == nil) != (left != "") {
+			t.Errorf("%s: %v", text, err)
+		}
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 
+	"github.com/ripstop-net/ripstop/network/cnifiles"
 	"github.com/ripstop-net/ripstop/network/envfile"
 	"github.com/ripstop-net/ripstop/subnet"
 )
@@ -21,7 +22,9 @@ type Files struct {
 	Own subnet.Subnets
 	// Others are gone by in order; a folder goes if it is empty then.
 	Others []string
-	found  []string
+	// List is the CNI list, which goes if a daemon of ours wrote it; "" for none.
+	List  string
+	found []string
 }
 
 // Find implements Remover.
@@ -39,6 +42,9 @@ func (f *Files) Find(context.Context) (out Finding, err error) {
 	default:
 		out.Left = append(out.Left, fmt.Sprintf("%s: it has %s, this node's lease was %s", f.SubnetFile, env.Subnets, f.Own))
 	}
+	if err := f.findList(&out); err != nil {
+		return out, err
+	}
 	for _, path := range f.Others {
 		switch info, err := os.Lstat(path); {
 		case err == nil && info.IsDir() && !f.empties(path):
@@ -53,6 +59,25 @@ func (f *Files) Find(context.Context) (out Finding, err error) {
 		out.Ours = append(out.Ours, "file "+filepath.Clean(path))
 	}
 	return out, nil
+}
+
+// findList looks at the CNI list. Without one a runtime adds no pods; the plugin
+// stays, for those that are there are still to be taken away by it.
+func (f *Files) findList(out *Finding) error {
+	if f.List == "" {
+		return nil
+	}
+	ours, err := cnifiles.Ours(f.List)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+	case err != nil:
+		return err
+	case ours:
+		f.found = append(f.found, f.List)
+	default:
+		out.Left = append(out.Left, f.List+": ripstopd did not write it")
+	}
+	return nil
 }
 
 // Remove implements Remover.

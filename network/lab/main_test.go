@@ -56,7 +56,9 @@ func buildDaemon(path string) error {
 // startLab starts a lab that ends with the test.
 func startLab(t *testing.T, opts Options) *Lab {
 	t.Helper()
-	opts.Daemon = daemonPath
+	if opts.Daemon == "" {
+		opts.Daemon = daemonPath
+	}
 	opts.Dir = t.TempDir()
 	opts.Progress = func(line string) { t.Log(line) }
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
