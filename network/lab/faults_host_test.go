@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"strings"
 	"testing"
 	"time"
 
@@ -47,9 +48,9 @@ var hostFaults = []fault{
 	{name: "nftables' rules flushed", breaks: nobody, do: shows(flushRules, rulesHealed)},
 	{name: "another's firewall rule in the way for a while", breaks: allPeers, do: shows(dropForwarded, ruleInTheWay)},
 	{name: "subnet file deleted", breaks: nobody, do: shows(deleteSubnetFile, failed(status.SubnetFile), fileRestored)},
-	{name: "underlay: carrier lost and back", breaks: allPeers, underlay: true, do: shows(loseCarrier, failed(status.UnderlayThere))},
-	{name: "underlay: interface set down and up", breaks: allPeers, underlay: true, do: shows(flapUnderlay, failed(status.UnderlayThere))},
-	{name: "underlay: interface deleted and made again", breaks: allPeers, underlay: true, do: shows(remakeUnderlay, failed(status.UnderlayThere))},
+	{name: "underlay: carrier lost and back", breaks: allPeers, underlay: true, do: shows(noticed(loseCarrierWhile), failed(status.UnderlayThere))},
+	{name: "underlay: interface set down and up", breaks: allPeers, underlay: true, do: shows(noticed(flapUnderlayWhile), failed(status.UnderlayThere))},
+	{name: "underlay: interface deleted and made again", breaks: allPeers, underlay: true, do: shows(noticed(remakeUnderlayWhile), failed(status.UnderlayThere))},
 }
 
 // target is an entry of the overlay.
@@ -211,8 +212,33 @@ func deleteOn(n *netlink.Handle, v *netlink.Vxlan, match func(target) bool, of f
 // downFor is how long the underlay is away.
 const downFor = 200 * time.Millisecond
 
-// loseCarrier pulls the plug of the underlay and puts it in again.
-func loseCarrier(t *testing.T, l *Lab, h *Host) error {
+func loseCarrier(t *testing.T, l *Lab, h *Host) error { return loseCarrierWhile(t, l, h, briefly) }
+
+func flapUnderlay(t *testing.T, l *Lab, h *Host) error { return flapUnderlayWhile(t, l, h, briefly) }
+
+func remakeUnderlay(t *testing.T, l *Lab, h *Host) error {
+	return remakeUnderlayWhile(t, l, h, briefly)
+}
+
+func briefly() { time.Sleep(downFor) }
+
+// noticed has the underlay away until the daemon says so, which a busy machine may
+// take longer for than the underlay is away otherwise.
+func noticed(act func(*testing.T, *Lab, *Host, func()) error) func(*testing.T, *Lab, *Host) error {
+	return func(t *testing.T, l *Lab, h *Host) error {
+		p := probeOf(t, h)
+		return act(t, l, h, func() {
+			briefly()
+			timeUntil(usualLimits.heal, func() bool {
+				_, body, err := p.client.Get(t.Context(), status.PathReady)
+				return err == nil && strings.Contains(body, "[-]"+status.UnderlayThere)
+			})
+		})
+	}
+}
+
+// loseCarrierWhile pulls the plug of the underlay and puts it in again.
+func loseCarrierWhile(t *testing.T, l *Lab, h *Host, meanwhile func()) error {
 	port := func(change func(*netlink.Handle, netlink.Link) error) error {
 		return l.Underlay().netlink(func(n *netlink.Handle) error {
 			link, err := n.LinkByName(h.Name)
@@ -225,16 +251,16 @@ func loseCarrier(t *testing.T, l *Lab, h *Host) error {
 	if err := port((*netlink.Handle).LinkSetDown); err != nil {
 		return err
 	}
-	time.Sleep(downFor)
+	meanwhile()
 	if err := port((*netlink.Handle).LinkSetUp); err != nil {
 		return err
 	}
 	return errors.Join(l.Underlay().awaitUp(t.Context(), h.Name), h.Namespace.awaitUp(t.Context(), hostInterface))
 }
 
-// flapUnderlay takes the interface down and up again as ifdown and ifup do: the
+// flapUnderlayWhile takes the interface down and up again as ifdown and ifup do: the
 // kernel forgets its default route and its IPv6 addresses meanwhile.
-func flapUnderlay(t *testing.T, l *Lab, h *Host) error {
+func flapUnderlayWhile(t *testing.T, l *Lab, h *Host, meanwhile func()) error {
 	err := h.Namespace.netlink(func(n *netlink.Handle) error {
 		link, err := n.LinkByName(hostInterface)
 		if err != nil {
@@ -243,7 +269,7 @@ func flapUnderlay(t *testing.T, l *Lab, h *Host) error {
 		if err := n.LinkSetDown(link); err != nil {
 			return err
 		}
-		time.Sleep(downFor)
+		meanwhile()
 		addrs, err := n.AddrList(link, unix.AF_INET)
 		if err != nil {
 			return err
@@ -258,9 +284,9 @@ func flapUnderlay(t *testing.T, l *Lab, h *Host) error {
 	return errors.Join(err, h.Namespace.awaitUp(t.Context(), hostInterface))
 }
 
-// remakeUnderlay makes the interface anew under its name and address, as a
+// remakeUnderlayWhile makes the interface anew under its name and address, as a
 // bond or a VLAN that is configured again.
-func remakeUnderlay(t *testing.T, l *Lab, h *Host) error {
+func remakeUnderlayWhile(t *testing.T, l *Lab, h *Host, meanwhile func()) error {
 	err := h.Namespace.netlink(func(n *netlink.Handle) error {
 		link, err := n.LinkByName(hostInterface)
 		if err != nil {
@@ -271,7 +297,7 @@ func remakeUnderlay(t *testing.T, l *Lab, h *Host) error {
 	if err != nil {
 		return err
 	}
-	time.Sleep(downFor)
+	meanwhile()
 	return h.plug(t.Context())
 }
 
