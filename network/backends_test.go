@@ -77,8 +77,14 @@ func TestAllocNode(t *testing.T) {
 	r := newRig(t)
 	r.store.SetConfig([]byte(`{"Network": "10.5.0.0/16", "Backend": {"Type": "alloc"}}`))
 	r.beside("alloc", 2, "10.98.0.2")
+	rules := &fakeFirewall{rig: r, try: make(chan struct{}), let: map[netip.Addr]int{}}
+	r.firewall = rules
 	r.start()
 	r.ready()
+	if rules.mu.Lock(); rules.began != 0 || len(rules.let) != 0 {
+		t.Errorf("rules were begun %d times, for %v", rules.began, rules.let)
+	}
+	rules.mu.Unlock()
 	_, own := r.own()
 	if own.Backend != "alloc" || own.MTU != 1500 {
 		t.Errorf("own record: %s", own.Record())

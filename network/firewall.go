@@ -48,7 +48,7 @@ func (noFirewall) Report(context.Context) status.Firewall { return status.Firewa
 
 // beginFirewall says what is known of the network once there is a lease.
 // A backend without a device has no tunnel to guard.
-func (n *Node) beginFirewall(p prepared, own []backend.Entry) {
+func beginFirewall(filter Firewall, p prepared, own []backend.Entry) {
 	var ranges subnet.Subnets
 	for _, f := range p.config.Families() {
 		ranges[f] = p.config.Ranges[f].Network
@@ -61,14 +61,14 @@ func (n *Node) beginFirewall(p prepared, own []backend.Entry) {
 			devices[subnet.FamilyOf(d.Local)], vni, port = d.Name, d.VNI, d.Port
 		}
 	}
-	n.firewall.Begin(ranges, p.self.Subnets, devices, vni, port)
+	filter.Begin(ranges, p.self.Subnets, devices, vni, port)
 }
 
 // runFirewall runs the firewall and returns a channel that is closed after its
 // first attempt.
-func (n *Node) runFirewall(ctx context.Context, group interface{ Go(func() error) }) <-chan struct{} {
+func runFirewall(ctx context.Context, filter Firewall, group interface{ Go(func() error) }) <-chan struct{} {
 	tried := make(chan struct{})
-	group.Go(func() error { return n.firewall.Run(ctx, func() { close(tried) }) })
+	group.Go(func() error { return filter.Run(ctx, func() { close(tried) }) })
 	return tried
 }
 

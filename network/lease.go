@@ -98,6 +98,9 @@ func (n *Node) hold(ctx context.Context, p prepared, lease subnet.Lease, keeper 
 			if err := vigil.sure(ctx); err != nil {
 				return err
 			}
+			// The site of which it was made sure.
+			at, _ := n.place.now()
+			req = at.request(req)
 			if lease, err = n.claim(ctx, p.config, req, f.kick); err != nil {
 				return err
 			}

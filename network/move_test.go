@@ -159,6 +159,7 @@ func TestMoveWhileTheStoreIsAway(t *testing.T) {
 // stays as it is, and the node says so.
 func TestMoveToTheAddressOfAnother(t *testing.T) {
 	r := newRig(t)
+	r.store.Renew(10 * time.Millisecond)
 	r.start()
 	r.ready()
 	a := r.asked()
@@ -176,6 +177,16 @@ func TestMoveToTheAddressOfAnother(t *testing.T) {
 	if n := r.count("not ready: the address that this node has now is another machine's"); n != 1 {
 		t.Errorf("said %d times", n)
 	}
+	r.eventually("its name stays its own", func() bool {
+		clone := subnet.Living{Token: "clone", Node: "node1"}
+		clone.Addresses[0] = netip.MustParseAddr("10.99.0.8")
+		_, err := r.store.Appear(t.Context(), clone)
+		var twin *subnet.TwinError
+		if err == nil {
+			t.Fatal("a clone has taken it")
+		}
+		return errors.As(err, &twin) && twin.Lives
+	})
 	r.renumber("10.99.0.1")
 	a.well()
 	if !r.isAt("10.99.0.1", 1500) {

@@ -420,9 +420,14 @@ func (n *Node) serve(ctx context.Context, p prepared, lease subnet.Lease) error 
 	}
 	loop := converge.New(n.kernel, n.log)
 	loop.AuditEvery(cmp.Or(n.opts.AuditEvery, DefaultAuditEvery))
-	n.beginFirewall(p, own)
+	// A backend by which no packet of a pod's is carried changes nothing on the host.
+	filter := n.firewall
+	if !p.options.Means().Carries() {
+		filter = noFirewall{}
+	}
+	beginFirewall(filter, p, own)
 	follower := newFollower(p, planner, loop, own, n.opts.PeerGrace, n.log)
-	follower.firewall = n.firewall
+	follower.firewall = filter
 	keeper := newKeeper(n.opts.StateDir, n.log, p.saved, snapshot{Node: n.opts.Name, Config: p.text, Lease: lease}, follower.save)
 	follower.changed, follower.settled = keeper.changed, keeper.settled
 	var standsIn *snapshot
@@ -433,7 +438,7 @@ func (n *Node) serve(ctx context.Context, p prepared, lease subnet.Lease) error 
 	n.view.serves(p, lease, loop, follower, standsIn)
 
 	group, ctx := errgroup.WithContext(ctx)
-	filtered := n.runFirewall(ctx, group)
+	filtered := runFirewall(ctx, filter, group)
 	group.Go(func() error { return loop.Run(ctx) })
 	if p.options.Means().Carries() {
 		group.Go(func() error { return n.settings.Keep(ctx) })

@@ -205,12 +205,23 @@ func (v *vigil) stay(ctx context.Context) (sure chan<- struct{}, err error) {
 	}
 }
 
-// again makes the node known anew.
+// again makes the node known anew. What it was known by before is kept alive until
+// then, if it still is: while its new address is another's, its name stays its own.
 func (v *vigil) again(ctx context.Context) error {
-	return v.n.untilWithin(ctx, twinWait, waitForName, nil, func() (err error) {
+	staying, cancel := context.WithCancel(ctx)
+	ended := make(chan struct{})
+	go func(id int64) {
+		defer close(ended)
+		_ = v.n.presence.Stay(staying, id) // That it is lost is what this mends.
+	}(v.p.presence)
+	defer func() {
+		cancel()
+		<-ended
+	}()
+	return v.n.untilWithin(ctx, twinWait, waitForName, nil, func() error {
 		at, _ := v.n.place.now()
 		living, before := at.living(v.p.living), v.known()
-		v.p.presence, err = v.n.presence.Appear(ctx, living)
+		id, err := v.n.presence.Appear(ctx, living)
 		var twin *subnet.TwinError
 		if errors.As(err, &twin) {
 			if twin.Address.IsValid() && twin.Address != before[subnet.FamilyOf(twin.Address)] {
@@ -222,6 +233,7 @@ func (v *vigil) again(ctx context.Context) error {
 			return twin
 		}
 		if err == nil {
+			v.p.presence = id
 			v.mu.Lock()
 			v.at = living.Addresses
 			v.mu.Unlock()

@@ -54,15 +54,23 @@ func (s Self) Peer(l subnet.Lease) []backend.Entry {
 	return out
 }
 
-// Check tells why a lease's holder is not on the underlay's link.
+// Check tells why a lease's holder is not on the underlay's link: in none of the
+// families that both have, for the others stand by themselves.
 func (s Self) Check(l subnet.Lease) error {
+	var off error
 	for _, f := range subnet.Families {
 		u, public := s.Underlay[f], l.Endpoints[f].PublicIP
-		if s.Uses(f) && l.Subnets[f].IsValid() && !u.Reaches(public) {
-			return fmt.Errorf("public address %s is not on the link of %s, so host-gw has no way to it: on that link are %s", public, u.Interface, some(u.OnLink))
+		if !s.Uses(f) || !l.Subnets[f].IsValid() {
+			continue
+		}
+		if u.Reaches(public) {
+			return nil
+		}
+		if off == nil {
+			off = fmt.Errorf("public address %s is not on the link of %s, so host-gw has no way to it: on that link are %s", public, u.Interface, some(u.OnLink))
 		}
 	}
-	return nil
+	return off
 }
 
 // some names the first of a list that can be long.

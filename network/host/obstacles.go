@@ -106,7 +106,7 @@ func overlaps(n Network, s backend.Survey) error {
 			if r.Protocol == pluginProtocol || !r.Dst.Overlaps(network) || asDefault(r.Dst) || inOwn(r.Dst) {
 				continue
 			}
-			if r.Nowhere && r.Dst.Bits() < network.Bits() {
+			if r.Nowhere && r.Dst.Bits() <= network.Bits() {
 				continue // What is wider discards only what has no better route.
 			}
 			return fmt.Errorf("%w: network %s and route %s: remove the route, or choose another %s with 'ripstop config set'", ErrOverlap, network, describe(r), networkKey[f])

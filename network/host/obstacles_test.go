@@ -30,6 +30,8 @@ func TestOverlap(t *testing.T) {
 	gateway.Gateway = netip.MustParseAddr("192.0.2.1")
 	nowhere, wide := route("10.5.3.0/24"), route("10.0.0.0/8")
 	nowhere.Nowhere, nowhere.Dev, wide.Nowhere, wide.Dev = true, "", true, ""
+	equal := route("10.5.0.0/16")
+	equal.Nowhere, equal.Dev = true, ""
 	plugin := route("10.5.9.4/32")
 	plugin.Protocol = 83
 	address := func(text, dev string, ours bool) backend.Survey {
@@ -52,6 +54,7 @@ func TestOverlap(t *testing.T) {
 		"beside":                       {routes(route("10.6.0.0/16"), route("fd00:10:6::/48")), nil},
 		"nowhere, inside":              {routes(nowhere), []string{"10.5.3.0/24 that discards packets"}},
 		"nowhere, around":              {routes(wide), nil},
+		"nowhere, the network itself":  {routes(equal), nil},
 		"halves of a default":          {routes(route("0.0.0.0/1"), route("128.0.0.0/1"), route("2000::/3"), route("8000::/1")), nil},
 		"own subnet's":                 {routes(route("10.5.7.0/24"), route("10.5.7.19/32"), route("fd00:10:5:7::/64")), nil},
 		"wider than the own subnet":    {routes(route("10.5.6.0/23")), []string{"10.5.6.0/23"}},
