@@ -19,7 +19,7 @@ const lookEvery = 5 * time.Second
 const gcPercent = 40
 
 // spare is the memory, in bytes, that is too little to be worth giving back.
-const spare = 4 << 20
+const spare = 2 << 20
 
 // settleMemory gives back to the host what a start, or thousands of peers that
 // came or went at once, took beyond what stays, such as the listing: by itself the
@@ -45,7 +45,7 @@ func settleMemory(ctx context.Context, ready <-chan struct{}) error {
 			if os.Getenv("GOGC") == "" {
 				debug.SetGCPercent(gcPercent)
 			}
-		case now.cycles != last.cycles || now.heap < settled.heap+max(spare, settled.heap/4):
+		case now.cycles != last.cycles || now.heap < settled.heap+max(spare, settled.heap/8):
 			last = now
 			continue
 		}

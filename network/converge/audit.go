@@ -50,7 +50,8 @@ func (p *pass) auditNow(ctx context.Context) {
 	p.suspected, p.audits = nil, true
 	p.planAudit(p.now)
 	have, err := p.dump(ctx)
-	if err != nil {
+	if err != nil { // The mirror is as sound as before, and is looked at again soon.
+		p.suspected, p.audit, p.noDump, p.audits = suspected, p.dumpAgain, "", false
 		return
 	}
 	changes, lost := p.kernel.Changes()

@@ -2,7 +2,9 @@ package converge
 
 import (
 	"context"
+	"errors"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"go.uber.org/zap"
@@ -97,6 +99,33 @@ func TestKernelIsReadBeforeTheWantIsKnown(t *testing.T) {
 		}
 		if ops := fake.Ops(); len(ops) != 1 || ops[0].Entry != peer(2)[3] {
 			t.Errorf("ops %v", ops)
+		}
+	})
+}
+
+// TestAuditThatCannotReadIsTriedAgain: soon, and meanwhile what is known is as sound
+// as before.
+func TestAuditThatCannotReadIsTriedAgain(t *testing.T) {
+	fake := backendtest.NewFake()
+	loop(t, fake, func(l *Loop, _ *observer.ObservedLogs) {
+		l.Update(1, nil, owed(2, 3))
+		time.Sleep(time.Hour) // By then nothing but an audit reads the kernel.
+		fake.FailDump(errors.New("no buffer"))
+		for end := time.Now().Add(time.Hour); l.Stats().Dumps.Failed == 0; time.Sleep(time.Second) {
+			if time.Now().After(end) {
+				t.Fatal("no audit")
+			}
+		}
+		if r := l.Report(); r.Unread != "" {
+			t.Errorf("a sound mirror is in doubt: %s", r.Unread)
+		}
+		fake.Silently(func(s *backend.State) { s.Drop(peer(2)[0]) })
+		fake.FailDump(nil)
+		time.Sleep(longestRetry + 2*longestConfirm)
+		synctest.Wait()
+		holds(t, fake, owed(2, 3)...)
+		if s := l.Stats(); s.Findings != 1 {
+			t.Errorf("stats: %+v", s)
 		}
 	})
 }

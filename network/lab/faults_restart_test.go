@@ -31,7 +31,7 @@ func (s *faultSuite) manyRestarts(t *testing.T) {
 			}
 		}
 		began := time.Now()
-		if err := h.RestartDaemon(t.Context(), []unix.Signal{unix.SIGTERM, unix.SIGKILL}[i%2]); err != nil {
+		if err := h.RestartDaemon(t.Context(), []unix.Signal{unix.SIGTERM, unix.SIGKILL}[(i+i/10)%2]); err != nil {
 			t.Fatalf("restart %d: %v", i+1, err)
 		}
 		if away {

@@ -60,8 +60,14 @@ func LockUnused(dir string) (unlock func(), err error) {
 
 func lock(dir string, flags int) (*os.File, error) {
 	path := filepath.Join(dir, lockFile)
-	f, err := os.OpenFile(path, flags, 0o644)
+	f, err := os.OpenFile(path, flags, 0o600)
 	if err != nil {
+		return nil, fmt.Errorf("lock the run folder (--run-dir): %w", err)
+	}
+	// flock(2) asks for no more than a file that can be read: with any other mode
+	// whoever is on the host could keep the daemon from starting.
+	if err := f.Chmod(0o600); err != nil {
+		_ = f.Close()
 		return nil, fmt.Errorf("lock the run folder (--run-dir): %w", err)
 	}
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {

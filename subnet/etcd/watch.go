@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"go.etcd.io/etcd/api/v3/mvccpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
 
@@ -22,7 +23,7 @@ const (
 	watchMostWait  = 15 * time.Second
 	cheapMostWait  = time.Second
 	// watchSettled is how long a watch must have run for its waits to begin anew.
-	watchSettled = 30 * time.Second
+	watchSettled = 10 * time.Second
 )
 
 // errWatchEnded means that the client closed a watch without saying why.
@@ -61,6 +62,11 @@ func (s *Store) Watch(ctx context.Context, to func(subnet.Change)) error {
 			s.held.ring()
 			continue
 		case errors.Is(err, errAudit):
+			continue
+		case errors.Is(err, rpctypes.ErrCompacted) && time.Since(began) > watchFirstWait:
+			// etcd is there, and nothing but a listing tells what was missed.
+			s.log.Info("listing again", zap.Error(err))
+			b.Reset()
 			continue
 		}
 		err = s.explain(ctx, err)

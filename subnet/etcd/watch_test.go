@@ -5,6 +5,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"testing"
+	"time"
 
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -192,6 +193,24 @@ func TestSeenKnowsWhatWasWrittenLast(t *testing.T) {
 			if n := len(s.living); n == 0 || n > mostWitnesses {
 				t.Fatalf("seed %d: %d are remembered", seed, n)
 			}
+		}
+	}
+}
+
+// TestCompactionsAreNoOutages: each time that what happened during a cut is
+// compacted, there is a listing as soon as the link is back, however often it comes.
+func TestCompactionsAreNoOutages(t *testing.T) {
+	t.Parallel()
+	o := observe(t, 2)
+	for i := range 8 {
+		o.link.Cut(true)
+		o.join(3 + i)
+		o.compact()
+		o.link.Cut(false)
+		back := time.Now()
+		o.caughtUp()
+		if took := time.Since(back); took > 5*time.Second {
+			t.Errorf("cut %d: caught up after %s", i, took)
 		}
 	}
 }
