@@ -22,14 +22,23 @@ func (s *suite) following() (end func()) {
 	if _, doubt := s.Kernel.Changes(); !doubt {
 		s.t.Fatal("no doubt at the beginning")
 	}
-	for calm := 0; calm < 10; calm++ {
-		if _, doubt := s.Kernel.Changes(); doubt {
-			calm = 0
-		}
-		time.Sleep(5 * time.Millisecond)
-	}
+	s.calm(10)
 	return end
 }
+
+// calm waits until so many looks in a row have found no doubt: a carrier's state is
+// announced late (linkwatch_event).
+func (s *suite) calm(looks int) {
+	for quiet := 0; quiet < looks; quiet++ {
+		moment()
+		if _, doubt := s.Kernel.Changes(); doubt {
+			quiet = 0
+		}
+	}
+}
+
+// moment passes between two looks at what the kernel announces by itself.
+func moment() { <-time.After(5 * time.Millisecond) }
 
 // mostNoise is how often there may be a doubt without a cause: the state of a
 // new device's carrier is announced up to a second later (linkwatch_event).
@@ -55,7 +64,7 @@ func (s *suite) quiet(after string) {
 		if changes, _ := s.changes(after); len(changes) > 0 {
 			s.t.Fatalf("after %s: told of %v", after, changes)
 		}
-		time.Sleep(5 * time.Millisecond)
+		moment()
 	}
 }
 
@@ -160,7 +169,7 @@ func testFreed(_ *testing.T, s *suite) {
 		s.t.Helper()
 		for calm := false; !calm; { // A link's state may yet be announced.
 			s.wantErr(s.try(backend.Add, e)[0], backend.ErrInTheWay)
-			time.Sleep(5 * time.Millisecond)
+			moment()
 			changes, _ := s.changes("a failure")
 			calm = len(changes) == 0
 		}
@@ -215,13 +224,7 @@ func testDoubt(t *testing.T, s *suite) {
 		if changes, doubt := s.Kernel.Changes(); !doubt || len(changes) > 0 {
 			t.Fatalf("no doubt after %s, told of %v", what, changes)
 		}
-		for quiet := 0; quiet < 3; quiet++ { // The carrier's state follows later (linkwatch_event).
-			if time.Sleep(5 * time.Millisecond); true {
-				if _, more := s.Kernel.Changes(); more {
-					quiet = 0
-				}
-			}
-		}
+		s.calm(3)
 	}
 	for _, o := range overlays {
 		doubt("put address", s.Hand.Put(o.address(50)))

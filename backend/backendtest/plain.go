@@ -187,14 +187,7 @@ func testLinkAndDoubt(t *testing.T, s *suite) {
 	want := direct(3, 4)
 	s.reach(want)
 	defer s.following()()
-	settle := func() {
-		for quiet := 0; quiet < 3; quiet++ {
-			time.Sleep(5 * time.Millisecond)
-			if _, more := s.Kernel.Changes(); more {
-				quiet = 0
-			}
-		}
-	}
+	settle := func() { s.calm(3) }
 	settle()
 	for _, do := range []Deed{
 		LoseCarrier, GetCarrier, FlushAddresses, SetDown, SetUp, Rename, NameBack, SetDown, SetUp, Destroy, Make,

@@ -57,7 +57,7 @@ func (n *node) start(ctx context.Context) (ready, cpu time.Duration, err error) 
 		if !ok {
 			continue
 		}
-		cpu, err := readCPU(n.host.DaemonPID())
+		cpu, err := lab.ProcessorTime(n.host.DaemonPID())
 		return at.Sub(began), cpu, err
 	}
 	return 0, 0, fmt.Errorf("the daemon was not ready after %s: %s", readyLimit, n.host.DaemonLog())
@@ -143,4 +143,4 @@ func (n *node) holds(ctx context.Context, want *backend.State) error {
 
 func (n *node) memory() (Memory, error) { return readMemory(n.host.DaemonPID()) }
 
-func (n *node) cpu() (time.Duration, error) { return readCPU(n.host.DaemonPID()) }
+func (n *node) cpu() (time.Duration, error) { return lab.ProcessorTime(n.host.DaemonPID()) }

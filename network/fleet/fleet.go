@@ -212,7 +212,7 @@ func (r *run) start(ctx context.Context, report *Report) error {
 	}
 	report.StartStore = after.since(before)
 	for _, m := range r.members {
-		cpu, err := readCPU(m.pid)
+		cpu, err := lab.ProcessorTime(m.pid)
 		if err != nil {
 			return err
 		}
@@ -288,7 +288,7 @@ func (r *run) idle(ctx context.Context, report *Report) error {
 
 func (r *run) cpu() (out []time.Duration, err error) {
 	for _, m := range r.members {
-		t, err := readCPU(m.pid)
+		t, err := lab.ProcessorTime(m.pid)
 		if err != nil {
 			return nil, err
 		}

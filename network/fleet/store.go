@@ -32,7 +32,7 @@ const (
 )
 
 func readStore(ctx context.Context, l *lab.Lab) (s Store, err error) {
-	if s.CPU, err = readCPU(l.Etcd.PID()); err != nil {
+	if s.CPU, err = lab.ProcessorTime(l.Etcd.PID()); err != nil {
 		return s, err
 	}
 	if s.Memory, err = readMemory(l.Etcd.PID()); err != nil {
