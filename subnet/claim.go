@@ -20,6 +20,8 @@ type Request struct {
 	Endpoints PerFamily[Endpoint]
 	// MTU is what the node's pods take, in bytes.
 	MTU int
+	// EchoPort is where the node answers peers, 0 for nowhere.
+	EchoPort uint16
 	// Previous is the lease's subnets as the node knew them last, if it does.
 	// Pods may run on them, so where they fit the config no others are taken.
 	Previous Subnets
@@ -120,7 +122,7 @@ func (r Request) list(ctx context.Context, store Store, try int) (Listing, error
 // choose decides on the lease to claim, and whether its record must be written
 // or is right as it stands.
 func choose(cfg Config, req Request, seen Listing) (want Lease, write bool, err error) {
-	if own, ok := ownLease(req.Self, req.eligible(cfg, seen.Leases)); ok {
+	if own, ok := req.Record(cfg, seen); ok {
 		if err := cfg.CheckOwn(own.Subnets); err != nil {
 			return Lease{}, false, &StrandedError{Lease: own, Why: err}
 		}
@@ -151,12 +153,26 @@ func choose(cfg Config, req Request, seen Listing) (want Lease, write bool, err 
 	return req.lease(chosen), true, nil
 }
 
+// Record finds the node's own record, which a claim takes up.
+func (r Request) Record(cfg Config, seen Listing) (own Lease, ok bool) {
+	return ownLease(r.Self, r.eligible(cfg, seen.Leases))
+}
+
 // Standing finds the node's lease of just these subnets among the records, where
-// it is as the node itself would write it at this moment.
+// it is as the node itself would write it at this moment. What it says beyond the way
+// to the node, such as whether peers may ask it, can be written later.
 func (r Request) Standing(cfg Config, seen Listing, of Subnets) (Lease, bool) {
 	r.Previous, r.OnlyPrevious = of, true
 	l, write, err := choose(cfg, r, seen)
-	return l, err == nil && !write
+	if err != nil || !write {
+		return l, err == nil
+	}
+	own, ok := r.Record(cfg, seen)
+	for f := range l.Endpoints {
+		l.Endpoints[f].Translated = own.Endpoints[f].Translated
+	}
+	l.EchoPort = own.EchoPort
+	return own, ok && l.SameContent(own)
 }
 
 // Elsewhere finds a record that bears the node's name with another public address
@@ -200,7 +216,7 @@ func (l Listing) holderOf(f Family, p netip.Prefix) string {
 }
 
 func (r Request) lease(s Subnets) Lease {
-	return Lease{Subnets: s, Node: r.Self.Node, Backend: r.Backend, Endpoints: r.Endpoints, MTU: r.MTU}
+	return Lease{Subnets: s, Node: r.Self.Node, Backend: r.Backend, Endpoints: r.Endpoints, MTU: r.MTU, EchoPort: r.EchoPort}
 }
 
 // CheckOwn tells why a node cannot go on with its subnets under the config. It is

@@ -12,7 +12,7 @@ func request(node string) Request {
 		Self:    Identity{Node: node, PublicIP: PerFamily[netip.Addr]{netip.MustParseAddr("10.99.0.1")}},
 		Backend: "vxlan",
 		Endpoints: PerFamily[Endpoint]{
-			{netip.MustParseAddr("10.99.0.1"), 1, mustMAC("02:00:00:00:00:01")},
+			{netip.MustParseAddr("10.99.0.1"), 1, mustMAC("02:00:00:00:00:01"), false},
 		},
 	}
 }
@@ -20,7 +20,7 @@ func request(node string) Request {
 func held(subnet, node, public string, id, created int64) Lease {
 	return Lease{
 		Subnets: Subnets{netip.MustParsePrefix(subnet)}, Node: node, Backend: "vxlan",
-		Endpoints: PerFamily[Endpoint]{{netip.MustParseAddr(public), 1, mustMAC("02:00:00:00:00:02")}},
+		Endpoints: PerFamily[Endpoint]{{netip.MustParseAddr(public), 1, mustMAC("02:00:00:00:00:02"), false}},
 		ID:        id, Created: created, Modified: created,
 	}
 }

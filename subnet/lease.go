@@ -65,6 +65,9 @@ type Lease struct {
 	// MTU is the largest packet in bytes that the node's pods take, 0 where it is
 	// not known, as with flannel.
 	MTU int
+	// EchoPort is the UDP port at which the node answers peers that ask whether it
+	// can be reached, 0 where it answers nobody, as flannel's nodes do.
+	EchoPort uint16
 
 	// ID is the store's own lease under which the record lives. It is 0 for a
 	// reservation, which never expires.
@@ -81,6 +84,10 @@ type Endpoint struct {
 	// neither, and flannel before v0.12 published no VNI.
 	VNI uint32
 	MAC MAC
+	// Translated says that no interface of the node's has the public address, as
+	// behind a 1:1 NAT: packets of pods must be sent there by a tunnel, for whoever
+	// has the address does not pass on others'.
+	Translated bool
 }
 
 // Reservation tells whether the lease never expires.

@@ -27,21 +27,27 @@ type leaseKey struct {
 
 // packedLease is a Lease in few bytes, with what the mirror knows of it.
 type packedLease struct {
-	key     leaseKey
-	four    [4]byte
-	six     [16]byte
-	mac     PerFamily[MAC]
-	vni     PerFamily[uint32]
-	public  PerFamily[bool] // Which of four and six are set.
-	mtu     uint16
+	key  leaseKey
+	four [4]byte
+	six  [16]byte
+	mac  PerFamily[MAC]
+	vni  PerFamily[uint32]
+	// public says which of four and six are set, bit f for family f, and which of
+	// them are translated, bit f+2.
+	public  uint8
 	own     bool
 	sound   bool // It can be a peer by itself.
 	peer    bool
+	mtu     uint16
+	echo    uint16
 	node    string
 	backend unique.Handle[string]
 
 	id, created, modified int64
 }
+
+// translated is the first of the bits that say so.
+const translated = 1 << len(Families)
 
 func (s Subnets) pack() (k leaseKey) {
 	if p := s[V4]; p.IsValid() {
@@ -80,18 +86,21 @@ func (k leaseKey) compare(o leaseKey) int {
 
 func (p *packedLease) set(l Lease) {
 	*p = packedLease{
-		key: l.Subnets.pack(), node: l.Node, backend: unique.Make(l.Backend), mtu: uint16(min(l.MTU, MaxMTU)),
+		key: l.Subnets.pack(), node: l.Node, backend: unique.Make(l.Backend), mtu: uint16(min(l.MTU, MaxMTU)), echo: l.EchoPort,
 		id: l.ID, created: l.Created, modified: l.Modified,
 	}
 	for _, f := range Families {
 		e := l.Endpoints[f]
-		p.mac[f], p.vni[f], p.public[f] = e.MAC, e.VNI, e.PublicIP.IsValid()
+		p.mac[f], p.vni[f] = e.MAC, e.VNI
+		if e.Translated {
+			p.public |= translated << f
+		}
 	}
-	if p.public[V4] {
-		p.four = l.Endpoints[V4].PublicIP.As4()
+	if a := l.Endpoints[V4].PublicIP; a.IsValid() {
+		p.four, p.public = a.As4(), p.public|1<<V4
 	}
-	if p.public[V6] {
-		p.six = l.Endpoints[V6].PublicIP.As16()
+	if a := l.Endpoints[V6].PublicIP; a.IsValid() {
+		p.six, p.public = a.As16(), p.public|1<<V6
 	}
 }
 
@@ -105,18 +114,23 @@ func (p *packedLease) is(l Lease) bool {
 
 func (p *packedLease) lease() Lease {
 	l := Lease{
-		Subnets: p.key.subnets(), Node: p.node, Backend: p.backend.Value(), MTU: int(p.mtu), ID: p.id, Created: p.created, Modified: p.modified,
+		Subnets: p.key.subnets(), Node: p.node, Backend: p.backend.Value(), MTU: int(p.mtu), EchoPort: p.echo, ID: p.id, Created: p.created, Modified: p.modified,
 	}
 	for _, f := range Families {
-		l.Endpoints[f] = Endpoint{MAC: p.mac[f], VNI: p.vni[f]}
-	}
-	if p.public[V4] {
-		l.Endpoints[V4].PublicIP = netip.AddrFrom4(p.four)
-	}
-	if p.public[V6] {
-		l.Endpoints[V6].PublicIP = netip.AddrFrom16(p.six)
+		l.Endpoints[f] = Endpoint{PublicIP: p.publicIP(f), MAC: p.mac[f], VNI: p.vni[f], Translated: p.public&(translated<<f) != 0}
 	}
 	return l
+}
+
+// publicIP is the zero Addr where there is none.
+func (p *packedLease) publicIP(f Family) netip.Addr {
+	switch {
+	case p.public&(1<<f) == 0:
+		return netip.Addr{}
+	case f == V4:
+		return netip.AddrFrom4(p.four)
+	}
+	return netip.AddrFrom16(p.six)
 }
 
 // chunk is the number of leases that are kept together, so that a table grows
@@ -125,8 +139,11 @@ const chunk = 256
 
 // leaseTable keeps leases by their subnets.
 type leaseTable struct {
-	ids  index
-	kept []*[chunk]packedLease
+	ids index
+	// publics has each public address, as a number of a lease times the number of
+	// families and which of them it is of.
+	publics index
+	kept    []*[chunk]packedLease
 	// next is the first number that was never used, free are those that are
 	// unused again.
 	next leaseID
@@ -139,8 +156,20 @@ var seed = maphash.MakeSeed()
 func newLeaseTable() *leaseTable {
 	t := &leaseTable{}
 	t.ids.hash = func(n uint32) uint64 { return maphash.Comparable(seed, t.at(leaseID(n)).key) }
+	t.publics.hash = func(n uint32) uint64 { return hashAddr(t.public(n)) }
 	return t
 }
+
+func publicOf(id leaseID, f Family) uint32 { return uint32(id)*uint32(len(Families)) + uint32(f) }
+
+// public is what a number in publics stands for.
+func (t *leaseTable) public(n uint32) netip.Addr {
+	families := uint32(len(Families))
+	return t.at(leaseID(n / families)).publicIP(Family(n % families))
+}
+
+// hashAddr is by the bytes: an address has a pointer, by which hashing costs more.
+func hashAddr(a netip.Addr) uint64 { return maphash.Comparable(seed, a.As16()) }
 
 func (t *leaseTable) len() int { return t.ids.used }
 
@@ -177,11 +206,21 @@ func (t *leaseTable) put(l Lease) leaseID {
 	at := t.at(id)
 	at.set(l)
 	t.ids.add(maphash.Comparable(seed, at.key), uint32(id))
+	for _, f := range Families {
+		if a := at.publicIP(f); a.IsValid() {
+			t.publics.add(hashAddr(a), publicOf(id, f))
+		}
+	}
 	return id
 }
 
 // drop removes a lease.
 func (t *leaseTable) drop(id leaseID) {
+	for _, f := range Families {
+		if a := t.at(id).publicIP(f); a.IsValid() {
+			t.publics.remove(hashAddr(a), func(n uint32) bool { return n == publicOf(id, f) })
+		}
+	}
 	t.ids.remove(maphash.Comparable(seed, t.at(id).key), func(n uint32) bool { return leaseID(n) == id })
 	*t.at(id) = packedLease{} // Its name is nobody's any more.
 	t.free = append(t.free, id)

@@ -10,14 +10,14 @@ import (
 // TestLeasesArePackedWithoutLoss: of both families, one, and none.
 func TestLeasesArePackedWithoutLoss(t *testing.T) {
 	four, six := netip.MustParsePrefix("10.5.1.0/24"), netip.MustParsePrefix("fd00:5::/64")
-	at4 := Endpoint{netip.MustParseAddr("192.0.2.1"), 1<<32 - 1, MAC{2, 0, 0, 0, 0, 1}}
-	at6 := Endpoint{netip.MustParseAddr("2001:db8::1"), 2, MAC{2, 0, 0, 0, 0, 2}}
+	at4 := Endpoint{netip.MustParseAddr("192.0.2.1"), 1<<32 - 1, MAC{2, 0, 0, 0, 0, 1}, false}
+	at6 := Endpoint{netip.MustParseAddr("2001:db8::1"), 2, MAC{2, 0, 0, 0, 0, 2}, false}
 	for _, l := range []Lease{
 		{}, {Subnets: Subnets{four}}, {Subnets: Subnets{V6: six}}, {Subnets: Subnets{four, six}},
 		{Subnets: Subnets{netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("::/0")}},
 		{Subnets: Subnets{netip.MustParsePrefix("10.5.1.9/32"), netip.MustParsePrefix("::1/128")}},
 		{
-			Subnets: Subnets{four, six}, Node: "n1", Backend: "vxlan", MTU: MaxMTU, Endpoints: PerFamily[Endpoint]{at4, at6},
+			Subnets: Subnets{four, six}, Node: "n1", Backend: "vxlan", MTU: MaxMTU, EchoPort: 65535, Endpoints: PerFamily[Endpoint]{at4, at6},
 			ID: -1, Created: 1 << 40, Modified: 1 << 41,
 		},
 		{Subnets: Subnets{four}, Backend: "host-gw", Endpoints: PerFamily[Endpoint]{{PublicIP: at4.PublicIP}, {MAC: at6.MAC}}},

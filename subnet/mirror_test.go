@@ -191,7 +191,7 @@ func randomLease(r *rand.Rand) Lease {
 	l.Created = int64(r.IntN(4))
 	if r.IntN(2) == 0 {
 		l.Subnets[V6] = netip.MustParsePrefix(fmt.Sprintf("fd00:10:5:%d::/64", 1+r.IntN(4)))
-		l.Endpoints[V6] = Endpoint{netip.MustParseAddr(fmt.Sprintf("fd99::%d", 1+r.IntN(4))), 1, MAC{2, 6, 0, 0, 0, byte(r.IntN(4))}}
+		l.Endpoints[V6] = Endpoint{netip.MustParseAddr(fmt.Sprintf("fd99::%d", 1+r.IntN(4))), 1, MAC{2, 6, 0, 0, 0, byte(r.IntN(4))}, false}
 	}
 	if r.IntN(4) == 0 {
 		l.Endpoints[V4].MAC = MAC{2, 0, 0, 0, 0, byte(r.IntN(6))}
@@ -206,7 +206,7 @@ func manyPeers(n int) Change {
 		l := peerLease(2)
 		l.Node, l.Created, l.ID = fmt.Sprintf("node-%06d", i), int64(i), 1
 		l.Subnets[V4] = addrPrefix(i)
-		l.Endpoints[V4] = Endpoint{netip.MustParseAddr("192.0.2.2"), 1, MAC{2, 0, 0, byte(i >> 16), byte(i >> 8), byte(i)}}
+		l.Endpoints[V4] = Endpoint{netip.MustParseAddr("192.0.2.2"), 1, MAC{2, 0, 0, byte(i >> 16), byte(i >> 8), byte(i)}, false}
 		c.Leases = append(c.Leases, l)
 	}
 	return c

@@ -19,6 +19,9 @@ type recordJSON struct {
 	BackendV6Data json.RawMessage `json:"BackendV6Data,omitempty"`
 	Node          string          `json:"Node,omitempty"`
 	MTU           int             `json:"MTU,omitempty"`
+	Translated    bool            `json:"Translated,omitempty"`
+	TranslatedV6  bool            `json:"TranslatedV6,omitempty"`
+	EchoPort      uint16          `json:"EchoPort,omitempty"`
 }
 
 type vtepJSON struct {
@@ -109,15 +112,15 @@ func parseDashed(text string, f Family) (netip.Prefix, error) {
 // Record returns the lease's value in the store: flannel's keys in flannel's
 // order and form, then our own.
 func (l Lease) Record() []byte {
-	rec := recordJSON{PublicIP: noIPv4, BackendType: l.Backend, Node: l.Node, MTU: l.MTU}
+	rec := recordJSON{PublicIP: noIPv4, BackendType: l.Backend, Node: l.Node, MTU: l.MTU, EchoPort: l.EchoPort}
 	if a := l.Endpoints[V4].PublicIP; a.IsValid() {
 		rec.PublicIP = a.String()
-		rec.BackendData = vtepData(l.Endpoints[V4])
+		rec.BackendData, rec.Translated = vtepData(l.Endpoints[V4]), l.Endpoints[V4].Translated
 	}
 	if a := l.Endpoints[V6].PublicIP; a.IsValid() {
 		text := a.String()
 		rec.PublicIPv6 = &text
-		rec.BackendV6Data = vtepData(l.Endpoints[V6])
+		rec.BackendV6Data, rec.TranslatedV6 = vtepData(l.Endpoints[V6]), l.Endpoints[V6].Translated
 	}
 	out, err := json.Marshal(rec)
 	if err != nil { // Strings and numbers alone: it cannot fail.
@@ -162,7 +165,7 @@ func ParseRecord(key string, value []byte) (Lease, error) {
 			return Lease{}, fmt.Errorf("value: %w", err)
 		}
 	}
-	l := Lease{Subnets: s, Node: rec.Node, Backend: rec.BackendType, MTU: rec.MTU}
+	l := Lease{Subnets: s, Node: rec.Node, Backend: rec.BackendType, MTU: rec.MTU, EchoPort: rec.EchoPort}
 	if l.Node != "" {
 		if err := CheckNodeName(l.Node); err != nil {
 			return Lease{}, err
@@ -177,11 +180,13 @@ func ParseRecord(key string, value []byte) (Lease, error) {
 	}
 	keys := PerFamily[string]{"PublicIP", "PublicIPv6"}
 	data := PerFamily[json.RawMessage]{rec.BackendData, rec.BackendV6Data}
+	translated := PerFamily[bool]{rec.Translated, rec.TranslatedV6}
 	for _, f := range Families {
 		if texts[f] == "" || texts[f] == noIPv4 {
 			continue
 		}
 		e := &l.Endpoints[f]
+		e.Translated = translated[f]
 		if e.PublicIP, err = netip.ParseAddr(texts[f]); err != nil || FamilyOf(e.PublicIP) != f || e.PublicIP.Zone() != "" || e.PublicIP.Is4In6() {
 			return Lease{}, fmt.Errorf("%s: %q is no plain %s address", keys[f], texts[f], f)
 		}

@@ -26,7 +26,7 @@ var samples = []struct {
 		value: `{"PublicIP":"10.99.0.1","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"d6:95:53:df:61:d5"}}`,
 		lease: Lease{
 			Subnets: Subnets{netip.MustParsePrefix("10.5.87.0/24")}, Backend: "vxlan",
-			Endpoints: PerFamily[Endpoint]{{netip.MustParseAddr("10.99.0.1"), 1, mustMAC("d6:95:53:df:61:d5")}},
+			Endpoints: PerFamily[Endpoint]{{netip.MustParseAddr("10.99.0.1"), 1, mustMAC("d6:95:53:df:61:d5"), false}},
 		},
 	},
 	{
@@ -35,8 +35,8 @@ var samples = []struct {
 		lease: Lease{
 			Subnets: Subnets{netip.MustParsePrefix("10.5.5.0/24"), netip.MustParsePrefix("fd00:10:5:1f::/64")}, Backend: "vxlan",
 			Endpoints: PerFamily[Endpoint]{
-				{netip.MustParseAddr("10.99.0.1"), 1, mustMAC("d6:95:53:df:61:d5")},
-				{netip.MustParseAddr("fd99::1"), 1, mustMAC("d6:95:53:df:61:d6")},
+				{netip.MustParseAddr("10.99.0.1"), 1, mustMAC("d6:95:53:df:61:d5"), false},
+				{netip.MustParseAddr("fd99::1"), 1, mustMAC("d6:95:53:df:61:d6"), false},
 			},
 		},
 	},
@@ -45,7 +45,7 @@ var samples = []struct {
 		value: `{"PublicIP":"0.0.0.0","PublicIPv6":"fd99::1","BackendType":"vxlan","BackendV6Data":{"VNI":1,"VtepMAC":"d6:95:53:df:61:d6"}}`,
 		lease: Lease{
 			Subnets: Subnets{V6: netip.MustParsePrefix("fd00:10:5:1f::/64")}, Backend: "vxlan",
-			Endpoints: PerFamily[Endpoint]{V6: {netip.MustParseAddr("fd99::1"), 1, mustMAC("d6:95:53:df:61:d6")}},
+			Endpoints: PerFamily[Endpoint]{V6: {netip.MustParseAddr("fd99::1"), 1, mustMAC("d6:95:53:df:61:d6"), false}},
 		},
 	},
 	{
@@ -73,15 +73,32 @@ func TestRecordsAreFlannelsToTheByte(t *testing.T) {
 
 // TestRecordAddsOurKeysAfterFlannels is the golden of what we write.
 func TestRecordAddsOurKeysAfterFlannels(t *testing.T) {
-	const want = `{"PublicIP":"10.99.0.1","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"d6:95:53:df:61:d5"},"Node":"node-a","MTU":1450}`
-	l := samples[0].lease
-	l.Node, l.MTU = "node-a", 1450
-	if got := string(l.Record()); got != want {
-		t.Errorf("got  %s\nwant %s", got, want)
-	}
-	back, err := ParseRecord(l.Subnets.Key(), []byte(want))
-	if err != nil || back != l {
-		t.Errorf("read back %+v, %v", back, err)
+	for translated, ours := range map[PerFamily[bool]]string{
+		{}:            `,"Node":"node-a","MTU":1450,"EchoPort":8473}`,
+		{true, false}: `,"Node":"node-a","MTU":1450,"Translated":true,"EchoPort":8473}`,
+		{false, true}: `,"Node":"node-a","MTU":1450,"TranslatedV6":true,"EchoPort":8473}`,
+		{true, true}:  `,"Node":"node-a","MTU":1450,"Translated":true,"TranslatedV6":true,"EchoPort":8473}`,
+	} {
+		l := samples[1].lease
+		want := strings.TrimSuffix(samples[1].value, "}") + ours
+		l.Node, l.MTU, l.EchoPort = "node-a", 1450, 8473
+		for f := range translated {
+			l.Endpoints[f].Translated = translated[f]
+		}
+		if got := string(l.Record()); got != want {
+			t.Errorf("got  %s\nwant %s", got, want)
+		}
+		if _, ok := scanRecord([]byte(want)); !ok {
+			t.Errorf("%s is left to encoding/json", want)
+		}
+		back, err := ParseRecord(l.Subnets.Key(), []byte(want))
+		if err != nil || back != l {
+			t.Errorf("read back %+v, %v", back, err)
+		}
+		var packed packedLease
+		if packed.set(l); packed.lease() != l {
+			t.Errorf("packed it is %+v", packed.lease())
+		}
 	}
 }
 
@@ -92,7 +109,7 @@ func TestParseRecordTakesWhatFlannelTakes(t *testing.T) {
 	}{
 		"keys in another case, unknown ones, no VNI": {
 			`{"publicip":"10.99.0.1","Colour":"red","backendtype":"vxlan","BackendData":{"VtepMAC":"D6:95:53:DF:61:D5","x":1}}`,
-			Lease{Backend: "vxlan", Endpoints: PerFamily[Endpoint]{{netip.MustParseAddr("10.99.0.1"), 0, mustMAC("d6:95:53:df:61:d5")}}},
+			Lease{Backend: "vxlan", Endpoints: PerFamily[Endpoint]{{netip.MustParseAddr("10.99.0.1"), 0, mustMAC("d6:95:53:df:61:d5"), false}}},
 		},
 		"a reservation by address": {
 			`{"PublicIP":"10.99.0.1"}`, Lease{Endpoints: PerFamily[Endpoint]{{PublicIP: netip.MustParseAddr("10.99.0.1")}}},
@@ -214,6 +231,8 @@ func FuzzUsualFormIsReadAsAnyOther(f *testing.F) {
 		f.Add([]byte(s.value))
 		l := s.lease
 		l.Node = "node-a"
+		f.Add(l.Record())
+		l.Endpoints[V4].Translated, l.Endpoints[V6].Translated = true, true
 		f.Add(l.Record())
 	}
 	f.Add([]byte(`{"PublicIP":"10.99.0.1","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":01,"VtepMAC":"d6:95:53:df:61:d5"}}`))

@@ -2,6 +2,7 @@ package subnet
 
 import (
 	"bytes"
+	"math"
 	"strconv"
 )
 
@@ -87,6 +88,12 @@ func scanRecord(value []byte) (rec recordJSON, ok bool) {
 	}
 	if s.next(`,"MTU":`) {
 		rec.MTU = int(s.number())
+	}
+	rec.Translated = s.next(`,"Translated":true`)
+	rec.TranslatedV6 = s.next(`,"TranslatedV6":true`)
+	if s.next(`,"EchoPort":`) {
+		port := s.number()
+		rec.EchoPort, s.failed = uint16(port), s.failed || port > math.MaxUint16
 	}
 	s.must("}")
 	return rec, !s.failed && len(s.rest) == 0 && len(value) <= maxValue

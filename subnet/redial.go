@@ -5,6 +5,7 @@ package subnet
 type Redialer interface {
 	// Redial gives up connections that are from another address than the host would
 	// make them from now, on which nothing might be heard until a timeout, and lets
-	// those that wait to be tried again be tried at once. It does not wait.
+	// those that wait to be tried again be tried at once; where the host would connect
+	// from where it did, it does nothing. It does not wait.
 	Redial()
 }

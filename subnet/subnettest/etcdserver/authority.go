@@ -46,8 +46,14 @@ func NewAuthority(dir string) (*Authority, error) {
 }
 
 // Issue makes a certificate for a name and the given hosts (addresses or DNS
-// names), good for both sides of a connection, and returns its files (PEM).
+// names), good for both sides of a connection for a day, and returns its files (PEM).
 func (a *Authority) Issue(name string, hosts ...string) (certFile, keyFile string, err error) {
+	now := time.Now()
+	return a.IssueFor(now.Add(-time.Hour), now.Add(24*time.Hour), name, hosts...)
+}
+
+// IssueFor is Issue for a certificate that is good for another time.
+func (a *Authority) IssueFor(from, till time.Time, name string, hosts ...string) (certFile, keyFile string, err error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return "", "", fmt.Errorf("issue certificate: %w", err)
@@ -55,7 +61,7 @@ func (a *Authority) Issue(name string, hosts ...string) (certFile, keyFile strin
 	a.serial++
 	cert := &x509.Certificate{
 		SerialNumber: big.NewInt(a.serial), Subject: pkix.Name{CommonName: name},
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour),
+		NotBefore: from, NotAfter: till,
 		KeyUsage:    x509.KeyUsageDigitalSignature,
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
 	}
