@@ -89,6 +89,9 @@ func (s *Store) hello(ctx context.Context, endpoint string, secure *tls.Config) 
 		cfg.ServerName, cfg.NextProtos = host, []string{"h2"}
 		c := tls.Client(conn, cfg)
 		if err := c.HandshakeContext(ctx); err != nil {
+			if ctx.Err() != nil {
+				return errSilent
+			}
 			return err
 		}
 		conn = c

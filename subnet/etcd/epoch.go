@@ -102,7 +102,7 @@ func (s *Store) checkStore(ctx context.Context, seen *seen) error {
 	}
 	rctx, cancel := s.limited(ctx)
 	defer cancel()
-	resp, err := s.client.Txn(rctx).Then(ask...).Commit()
+	resp, err := s.readAll(rctx, ask...)
 	if err != nil {
 		return err
 	}

@@ -62,11 +62,11 @@ func (s *Store) listOnce(ctx context.Context) (subnet.Listing, error) {
 func (s *Store) firstPage(ctx context.Context, end string) (kvs []*mvccpb.KeyValue, l subnet.Listing, more bool, err error) {
 	ctx, cancel := s.limited(ctx)
 	defer cancel()
-	resp, err := s.client.Txn(ctx).Then(
+	resp, err := s.readAll(ctx,
 		clientv3.OpGet(s.configKey()),
 		clientv3.OpGet(s.recordsKey(), clientv3.WithRange(end), clientv3.WithLimit(s.pageSize)),
 		clientv3.OpGet(s.epochKey()),
-	).Commit()
+	)
 	if err != nil {
 		return nil, l, false, err
 	}

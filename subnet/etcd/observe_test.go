@@ -92,14 +92,17 @@ func (o *sight) hear(c subnet.Change) {
 	}
 }
 
-// caughtUp waits until all that was written is told.
+// caughtUp waits until all that was written and can be read is told.
 func (o *sight) caughtUp() {
 	o.t.Helper()
 	want := map[string]int64{}
 	resp, err := o.hand.c.Get(o.t.Context(), o.store.recordsKey(), clientv3.WithPrefix())
 	o.must(err)
 	for _, kv := range resp.Kvs {
-		want[o.store.lastPart(kv.Key)] = kv.ModRevision
+		key := o.store.lastPart(kv.Key)
+		if _, err := subnet.ParseRecord(key, kv.Value); err == nil {
+			want[key] = kv.ModRevision
+		}
 	}
 	eventually(o.t, "all that was written", func() bool {
 		o.mu.Lock()

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -147,6 +148,32 @@ func (s *Store) Known(ctx context.Context, n subnet.Living) (known subnet.Living
 	return known, ok, nil
 }
 
+// mostNames bounds how many names one request asks for: etcd refuses transactions of more
+// than 128 operations unless it is told otherwise (--max-txn-ops).
+const mostNames = 100
+
+// Alive tells which of the nodes of those names are known as living, by as few requests
+// as there can be.
+func (s *Store) Alive(ctx context.Context, nodes []string) (map[string]bool, error) {
+	alive := make(map[string]bool, len(nodes))
+	for some := range slices.Chunk(nodes, mostNames) {
+		keys := make([]string, len(some))
+		for i, node := range some {
+			keys[i] = s.nodeKey(node)
+		}
+		kvs, _, err := s.presences(ctx, keys)
+		if err != nil {
+			return nil, fmt.Errorf("read who lives: %w", s.explain(ctx, err))
+		}
+		for i, kv := range kvs {
+			if kv != nil {
+				_, alive[some[i]] = decodeLiving(kv)
+			}
+		}
+	}
+	return alive, nil
+}
+
 // presences reads the keys at one revision, nil for one that is not there.
 func (s *Store) presences(ctx context.Context, keys []string) ([]*mvccpb.KeyValue, *pb.ResponseHeader, error) {
 	var ask []clientv3.Op
@@ -155,7 +182,7 @@ func (s *Store) presences(ctx context.Context, keys []string) ([]*mvccpb.KeyValu
 	}
 	ctx, cancel := s.limited(ctx)
 	defer cancel()
-	resp, err := s.client.Txn(ctx).Then(ask...).Commit()
+	resp, err := s.readAll(ctx, ask...)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -3,7 +3,9 @@ package etcd
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -174,4 +176,33 @@ func TestStayLooksWhenTheConnectionIsBack(t *testing.T) {
 		t.Fatal(err)
 	}
 	wantLost(t, done, 3*time.Second)
+}
+
+// TestWhoLivesIsAskedAtOnce: of more names than one transaction may ask for, and a
+// presence that nothing would end is none.
+func TestWhoLivesIsAskedAtOnce(t *testing.T) {
+	t.Parallel()
+	s := open(t, Options{Endpoints: []string{shared.URL()}, Prefix: newPrefix()})
+	var names []string
+	for i := range 2*mostNames + 7 {
+		names = append(names, fmt.Sprintf("node%d", i))
+	}
+	alive := []string{names[0], names[mostNames], names[2*mostNames+6]}
+	for i, node := range alive {
+		if _, err := s.Appear(t.Context(), subnet.Living{Token: node, Node: node, Addresses: subnet.PerFamily[netip.Addr]{netip.AddrFrom4([4]byte{192, 0, 2, byte(i)})}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := raw(t, shared.URL()).Put(t.Context(), s.nodeKey(names[5]), `{"Token":"x","Node":"node5"}`); err != nil {
+		t.Fatal(err)
+	}
+	got, err := s.Alive(t.Context(), names)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, node := range names {
+		if got[node] != slices.Contains(alive, node) {
+			t.Errorf("%s lives: %t", node, got[node])
+		}
+	}
 }

@@ -8,7 +8,10 @@ import (
 	"testing"
 	"time"
 
+	clientv3 "go.etcd.io/etcd/client/v3"
+
 	"github.com/ripstop-net/ripstop/subnet"
+	"github.com/ripstop-net/ripstop/subnet/subnettest/etcdserver"
 )
 
 // TestRedialRidesOn: connections that are given up are made again at once, a watch
@@ -89,23 +92,42 @@ func TestStale(t *testing.T) {
 	}
 }
 
-// TestGiveUpEndsTries: a try to connect may wait for an answer that goes elsewhere.
+// TestGiveUpEndsTries: a try to connect may wait for an answer that goes elsewhere. Where
+// the host connects from where it did, the try has its time, however often it is looked.
 func TestGiveUpEndsTries(t *testing.T) {
 	t.Parallel()
 	d := newDialer()
 	began := make(chan struct{})
-	d.connect = func(ctx context.Context, _, _ string) (net.Conn, error) {
+	d.connect = func(ctx context.Context, network, address string) (net.Conn, error) {
+		if err := d.note(ctx, network, address, nil); err != nil {
+			return nil, err
+		}
 		close(began)
 		<-ctx.Done()
 		return nil, ctx.Err()
 	}
 	done := make(chan error, 1)
 	go func() {
-		_, err := d.dial(t.Context(), "192.0.2.1:2379")
+		_, err := d.dial(t.Context(), "127.0.0.1:2379")
 		done <- err
 	}()
 	<-began
-	d.giveUp(stale)
+	for range 200 {
+		if d.giveUp(stale) {
+			t.Fatal("given up though nothing has changed")
+		}
+	}
+	select {
+	case err := <-done:
+		t.Fatalf("the try ended: %v", err)
+	default:
+	}
+	d.mu.Lock()
+	d.sources[netip.MustParseAddrPort("127.0.0.1:2379")] = netip.MustParseAddr("192.0.2.1") // Where it was.
+	d.mu.Unlock()
+	if !d.giveUp(stale) {
+		t.Error("it is not given up")
+	}
 	select {
 	case err := <-done:
 		if !errors.Is(err, context.Canceled) {
@@ -131,5 +153,44 @@ func TestAddresses(t *testing.T) {
 	defer cancel()
 	if got, err = o.Addresses(ctx); err == nil || len(got) != 1 {
 		t.Errorf("got %v, %v", got, err)
+	}
+}
+
+// TestCutIsAskedAgain: a read that waits for its answer when the node gives up the
+// connection goes on over the next one. Where etcd itself is gone, it fails.
+func TestCutIsAskedAgain(t *testing.T) {
+	t.Parallel()
+	srv := etcdserver.ForTest(t, etcdserver.Options{})
+	s := open(t, Options{Endpoints: []string{srv.URL()}, Prefix: newPrefix()})
+	read := func() error {
+		ctx, cancel := s.limited(t.Context())
+		defer cancel()
+		_, err := s.readAll(ctx, clientv3.OpGet(s.epochKey()), clientv3.OpGet(s.configKey()))
+		return err
+	}
+	do := func(what func() error) {
+		t.Helper()
+		if err := what(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	do(read)
+	do(srv.Pause)
+	done := make(chan error, 1)
+	go func() { done <- read() }()
+	select {
+	case err := <-done:
+		t.Fatalf("answered by a store that does not run: %v", err)
+	case <-time.After(100 * time.Millisecond): // Most likely it is on its way.
+	}
+	s.dialer.giveUp(func(_, _ netip.AddrPort) bool { return true })
+	s.client.ActiveConnection().ResetConnectBackoff()
+	do(srv.Resume)
+	if err := <-done; err != nil {
+		t.Errorf("what the node cut itself counts as a failure: %v", err)
+	}
+	do(srv.Kill)
+	if err := read(); err == nil {
+		t.Error("read from a store that is dead")
 	}
 }

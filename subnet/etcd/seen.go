@@ -7,6 +7,7 @@ import (
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
+	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/ripstop-net/ripstop/subnet"
 )
@@ -31,6 +32,8 @@ type past struct {
 	// were written last, in that order. Of more than the last one there need be
 	// as many as go before another comes.
 	living []witness
+	// records is how many there are of those told of, with those that can't be read.
+	records int
 }
 
 // mostWitnesses bounds the memory.
@@ -94,9 +97,28 @@ func (s *seen) list(l subnet.Listing) (different bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	different = s.doubted || s.epoch != "" && (l.Epoch != s.epoch || l.Revision < s.highest)
-	s.past, s.doubted = past{epoch: l.Epoch, told: l.Revision, highest: l.Revision}, false
+	s.past, s.doubted = past{epoch: l.Epoch, told: l.Revision, highest: l.Revision, records: len(l.Leases) + len(l.Bad)}, false
 	s.note(l.Leases)
 	return different
+}
+
+// count notes how many records come and go with an answer to their watch.
+func (s *seen) count(events []*clientv3.Event) {
+	for _, e := range events {
+		switch {
+		case e.Type == mvccpb.DELETE:
+			s.add(-1)
+		case e.IsCreate():
+			s.add(1)
+		}
+	}
+}
+
+// add notes that there are so many records more.
+func (s *seen) add(records int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.records += records
 }
 
 // tell notes that a change of records is told, and all before it.

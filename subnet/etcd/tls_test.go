@@ -45,9 +45,10 @@ func TestTLS(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
+			// So much, too, has the look that finds the reason.
 			c.o.RequestTimeout = 5 * time.Second
 			if c.want != "" {
-				c.o.RequestTimeout = quick
+				c.o.RequestTimeout = diagnoseTimeout
 			}
 			s := open(t, c.o)
 			wantList(t, s, c.want)

@@ -35,8 +35,8 @@ var errAudit = errors.New("time for an audit")
 // Watch lists and follows config and records; see [subnet.Store]. Changes of
 // the config and changes of records are each in order; a change's Revision
 // never goes back, but with another store. A connection that is lost and comes
-// back misses nothing, unless etcd has compacted what happened in between: then
-// comes a listing.
+// back misses nothing. Where etcd has compacted what happened in between, what is new
+// is read if no record has gone; else comes a listing.
 //
 // Only the first listing can be refused. Later a refusal counts as an outage:
 // rights may come back, as they do when a member of etcd catches up with the
@@ -139,9 +139,9 @@ func (s *Store) follow(ctx context.Context, to func(subnet.Change), seen *seen, 
 	audit := time.NewTimer(jittered(s.auditEvery))
 	defer audit.Stop()
 
-	from := clientv3.WithRev(l.Revision + 1)
-	config := s.client.Watch(ctx, s.configKey(), from)
-	records := s.client.Watch(ctx, s.recordsKey(), clientv3.WithPrefix(), from)
+	known := l.Config // As it was told last.
+	config := s.client.Watch(ctx, s.configKey(), clientv3.WithRev(l.Revision+1))
+	records := s.client.Watch(ctx, s.recordsKey(), clientv3.WithPrefix(), clientv3.WithRev(l.Revision+1))
 	for {
 		var resp clientv3.WatchResponse
 		ok, changes := true, s.recordChanges
@@ -157,7 +157,30 @@ func (s *Store) follow(ctx context.Context, to func(subnet.Change), seen *seen, 
 			continue
 		case resp, ok = <-config:
 			changes = configChange
+			if errors.Is(resp.Err(), rpctypes.ErrCompacted) {
+				now, revision, err := s.readConfig(ctx, seen)
+				if err != nil {
+					return err
+				}
+				config = s.client.Watch(ctx, s.configKey(), clientv3.WithRev(revision+1))
+				if !sameConfig(now, known) {
+					known = now
+					to(subnet.Change{ConfigSet: true, Config: now, Revision: seen.get().told})
+				}
+				continue
+			}
 		case resp, ok = <-records:
+			if errors.Is(resp.Err(), rpctypes.ErrCompacted) {
+				c, err := s.readMissed(ctx, seen)
+				if err != nil {
+					return err
+				}
+				records = s.client.Watch(ctx, s.recordsKey(), clientv3.WithPrefix(), clientv3.WithRev(c.Revision+1))
+				seen.tell(c)
+				to(c)
+				continue
+			}
+			seen.count(resp.Events)
 		}
 		switch err := resp.Err(); {
 		case err != nil:
@@ -169,7 +192,7 @@ func (s *Store) follow(ctx context.Context, to func(subnet.Change), seen *seen, 
 		for c := range changes(resp.Events) {
 			if c.ConfigSet {
 				// Either watch may lag behind the other, so this one says nothing of records.
-				c.Revision = seen.get().told
+				c.Revision, known = seen.get().told, c.Config
 			} else {
 				seen.tell(c)
 			}

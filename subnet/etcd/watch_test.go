@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -212,5 +213,128 @@ func TestCompactionsAreNoOutages(t *testing.T) {
 		if took := time.Since(back); took > 5*time.Second {
 			t.Errorf("cut %d: caught up after %s", i, took)
 		}
+	}
+}
+
+// TestCompactedConfigIsNoListing: the watch of a config that nobody changes is
+// compacted away whenever the connection is lost. The config is read then, and the
+// records are not listed for that.
+func TestCompactedConfigIsNoListing(t *testing.T) {
+	t.Parallel()
+	o := observe(t, 2)
+	start := o.soFar()
+	next := 3
+	cut := func(meanwhile func()) {
+		o.t.Helper()
+		o.join(next) // So that the watch of records is ahead.
+		next++
+		o.caughtUp()
+		o.link.Cut(true)
+		meanwhile()
+		resp, err := o.hand.c.Get(o.t.Context(), o.store.epochKey())
+		o.must(err)
+		_, err = o.hand.c.Compact(o.t.Context(), resp.Header.Revision)
+		o.must(err)
+		o.link.Cut(false)
+		o.checked()
+	}
+	configs := func() (out []string) {
+		for _, c := range o.since(start) {
+			if c.Whole {
+				t.Fatalf("told %+v", c)
+			}
+			if c.ConfigSet {
+				out = append(out, fmt.Sprintf("%q %t", c.Config, c.Config == nil))
+			}
+		}
+		return out
+	}
+	var want []string
+	for _, tc := range []struct {
+		meanwhile func()
+		told      string
+	}{
+		{func() {}, ""},
+		{func() { o.hand.SetConfig([]byte(`{"a":1}`)) }, `"{\"a\":1}" false`},
+		{func() {}, ""},
+		{func() { o.hand.SetConfig(nil) }, `"" true`},
+		{func() { o.hand.SetConfig([]byte{}) }, `"" false`},
+	} {
+		cut(tc.meanwhile)
+		if tc.told != "" {
+			want = append(want, tc.told)
+		}
+		eventually(t, "the config", func() bool { return len(configs()) >= len(want) })
+		if got := configs(); !slices.Equal(got, want) {
+			t.Fatalf("told of configs %v, want %v", got, want)
+		}
+	}
+	// And the watch goes on from there.
+	o.hand.SetConfig([]byte(`{"b":2}`))
+	eventually(t, "the config", func() bool { return len(configs()) == len(want)+1 })
+}
+
+// TestOnlyNewRecordsAreRead: where the watch of the records was compacted away, all of
+// them are listed only if one may have gone.
+func TestOnlyNewRecordsAreRead(t *testing.T) {
+	t.Parallel()
+	for name, tc := range map[string]struct {
+		meanwhile func(o *sight)
+		told      string // What is told then: nodes by their number, and keys that can't be read.
+	}{
+		"nothing":                         {func(*sight) {}, ""},
+		"one came":                        {func(o *sight) { o.join(5) }, "5"},
+		"two came, one was written again": {func(o *sight) { o.join(5, 6, 3) }, "3 5 6"},
+		"one came and went":               {func(o *sight) { o.join(5); o.leave(5) }, ""},
+		"one can't be read":               {func(o *sight) { o.hand.Put("rubbish", []byte("{"), false) }, "rubbish"},
+		"the last was written again":      {func(o *sight) { o.join(4) }, "all"},
+		"one went":                        {func(o *sight) { o.leave(3) }, "all"},
+		"one went and one came":           {func(o *sight) { o.leave(3); o.join(5) }, "all"},
+		"one went and came back":          {func(o *sight) { o.leave(3); o.join(3) }, "all"},
+		"all went":                        {func(o *sight) { o.leave(2, 3, 4) }, "all"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			o := observe(t, 2)
+			// Told by the watch, so that its count is of both.
+			o.join(3, 5)
+			o.leave(5)
+			o.hand.Put("junk", []byte("{"), false)
+			o.join(4)
+			o.caughtUp()
+			cut := func(meanwhile func(*sight)) string {
+				t.Helper()
+				before := o.soFar()
+				o.link.Cut(true)
+				meanwhile(o)
+				o.compact()
+				o.link.Cut(false)
+				o.caughtUp()
+				o.checked()
+				var told []string
+				for _, c := range o.since(before) {
+					if c.Whole {
+						return "all"
+					}
+					for _, l := range c.Leases {
+						told = append(told, strings.TrimPrefix(l.Node, "n"))
+					}
+					for _, b := range c.Bad {
+						told = append(told, b.Key)
+					}
+				}
+				slices.Sort(told)
+				return strings.Join(told, " ")
+			}
+			if got := cut(tc.meanwhile); got != tc.told {
+				t.Errorf("told of %q, want %q", got, tc.told)
+			}
+			// What is known by then is as good as what was listed.
+			o.join(6)
+			o.caughtUp()
+			if got := cut(func(o *sight) { o.join(7) }); got != "7" {
+				t.Errorf("after that, told of %q", got)
+			}
+		})
 	}
 }
