@@ -78,7 +78,7 @@ func (d *differ) remakeDevices() {
 		want := d.want.devices[name]
 		have, ok := d.have.devices[want.Name]
 		switch {
-		case !ok || have == want:
+		case !ok || have.meets(want):
 		case !changeable(have, want):
 			d.remove(KindRoute, func(e Entry) bool { return e.On() == want.Name })
 			d.remove(KindNexthop, func(e Entry) bool { return e.On() == want.Name })
@@ -119,11 +119,19 @@ func (d *differ) bring(k Kind) {
 		switch have, ok := d.have.At(want); {
 		case !ok:
 			ops = append(ops, Op{Add, want})
-		case have != want:
+		case !asWanted(have, want):
 			ops = append(ops, Op{Replace, want})
 		}
 	}
 	d.emit(ops...)
+}
+
+// asWanted tells whether an entry is as the one of its identity that is wanted.
+func asWanted(have, want Entry) bool {
+	if have, ok := have.(Device); ok {
+		return have.meets(want.(Device))
+	}
+	return have == want
 }
 
 // clear emits the deletes of what only have has. What hangs on a device that
@@ -152,5 +160,5 @@ func (d *differ) deviceGoes(name string) bool {
 // changeable tells whether the kernel can turn one device into the other in
 // place (vxlan_changelink refuses another VNI, port or family).
 func changeable(have, want Device) bool {
-	return have.Misfit == "" && have.VNI == want.VNI && have.Port == want.Port && have.Local.Is4() == want.Local.Is4()
+	return have.Misfit == "" && (have.Lower == "" || have.Lower == want.Lower) && have.VNI == want.VNI && have.Port == want.Port && have.Local.Is4() == want.Local.Is4()
 }

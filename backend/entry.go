@@ -68,6 +68,10 @@ type Device struct {
 	// NoTxChecksum leaves no checksums of what is sent by it to the hardware or
 	// to the receiver's kernel (ethtool's tx-checksumming is off).
 	NoTxChecksum bool
+	// Lower names the device that an existing one is bound to, "" for none. We bind
+	// none, and the kernel unbinds none in place: of what is wanted it names the
+	// binding that is borne (see meets).
+	Lower string
 	// Misfit, where not empty, says how an existing device differs in what the
 	// kernel cannot change in place.
 	Misfit string
@@ -127,6 +131,11 @@ type Route struct {
 	// MTU is the largest packet in bytes that may take the route, at most
 	// [MaxRouteMTU], or 0 for whatever the device takes.
 	MTU uint16
+	// Protocol is 0 for what we make. An existing route that we take over from
+	// another bears the other's number (rtm_protocol) here, and is Plain. One by the
+	// subnet's own base address is on a device of ours, and needs there what one of ours
+	// does but for the nexthop.
+	Protocol uint8
 	// Via is the zero Nexthop for an existing route that leads neither through a
 	// nexthop object of ours nor plainly to a gateway.
 	Via Nexthop
@@ -135,6 +144,15 @@ type Route struct {
 // MaxRouteMTU is the largest MTU in bytes that a route can bear: the kernel makes
 // less of what is more (ip_metrics_convert).
 const MaxRouteMTU = 65535 - 15
+
+// meets tells whether an existing device is as it is wanted. A binding is borne where
+// it is there; nobody asks for one.
+func (d Device) meets(want Device) bool {
+	if d.Lower == "" {
+		want.Lower = ""
+	}
+	return d == want
+}
 
 // several tells whether the kernel can keep several destinations for the MAC:
 // then the destination is a part of the entry's identity.
@@ -149,6 +167,11 @@ func (r Route) usual() bool {
 
 // station identifies the FDB entry that it needs.
 func (n Neighbour) station() Entry { return FDB{Dev: n.Dev, MAC: n.MAC} }
+
+// leans tells whether the route needs entries of ours.
+func (r Route) leans() bool {
+	return !r.Plain || r.Protocol != 0 && r.Via.Gateway == r.Dst.Addr()
+}
 
 // through tells whether the route leads through a nexthop object.
 func (r Route) through(n Nexthop) bool { return !r.Plain && r.Via == n }
@@ -223,6 +246,9 @@ func (r Route) On() string { return r.Via.Dev }
 // String is in the notation of ip link.
 func (d Device) String() string {
 	s := fmt.Sprintf("link %s vxlan id %d local %s dstport %d address %s mtu %d", d.Name, d.VNI, d.Local, d.Port, d.MAC, d.MTU)
+	if d.Lower != "" {
+		s += " dev " + d.Lower
+	}
 	if d.Learning {
 		s += " learning"
 	}
@@ -288,6 +314,9 @@ func (r Route) String() string {
 		s += fmt.Sprintf(" via %s dev %s", r.Via.Gateway, r.Via.Dev)
 	} else {
 		s += " by " + r.Via.String()
+	}
+	if r.Protocol != 0 {
+		s += fmt.Sprintf(" proto %d", r.Protocol)
 	}
 	if r.MTU != 0 {
 		s += fmt.Sprintf(" mtu %d", r.MTU)

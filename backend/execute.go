@@ -154,7 +154,7 @@ func (x *executor) fail(op Op, err error) {
 	}
 	switch e := at.(type) {
 	case Route:
-		if !e.Plain {
+		if e.leans() {
 			x.keep(e.Via, err)
 		}
 	case Nexthop:

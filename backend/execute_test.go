@@ -49,3 +49,42 @@ func TestLeaveCostsTheSameAmongMany(t *testing.T) {
 		t.Errorf("a leave takes %s among 60,000 peers, %s among 100", many, few)
 	}
 }
+
+// refusing is a kernel that refuses to change routes.
+type refusing struct{ failingKernel }
+
+func (k *refusing) Apply(_ context.Context, ops []Op) []error {
+	errs := make([]error, len(ops))
+	for i, op := range ops {
+		if op.Entry.Kind() == KindRoute {
+			errs[i] = errInjected
+		}
+	}
+	return errs
+}
+
+// TestTakenRouteKeepsWhatItNeeds: as long as a route that was taken over could not be made
+// ours, the neighbour and the FDB entry that it stands on stay.
+func TestTakenRouteKeepsWhatItNeeds(t *testing.T) {
+	dev := testDevice(seeded(1), 1)
+	dst := testSubnet(1, 3)
+	have := NewState(dev)
+	taken := testTaken(have, 1, 3)
+	have.Put(taken)
+	mac := MAC{2, 0, 0, 9, 9, 9} // The peer's by now.
+	via := Nexthop{Dev: dev.Name, Gateway: netip.MustParseAddr("fe80::3")}
+	want := NewState(dev, FDB{Dev: dev.Name, MAC: mac, Remote: testAddr(1, 99, 13)}, Neighbour{Dev: dev.Name, IP: via.Gateway, MAC: mac}, via, Route{Dst: dst, Via: via})
+	needs := have.Supply(dst)
+	if len(needs) != 3 || !have.Forwards(taken) {
+		t.Fatalf("it needs %v", needs)
+	}
+	k := &refusing{}
+	if failures := Execute(t.Context(), k, have, Diff(have, want)); len(failures) == 0 {
+		t.Fatal("nothing failed")
+	}
+	for _, e := range needs {
+		if !have.Has(e) {
+			t.Errorf("%s is gone, and the route stands", e)
+		}
+	}
+}

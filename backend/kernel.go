@@ -72,7 +72,8 @@ type Interface struct {
 	Up bool
 	// MTU is in bytes.
 	MTU int
-	// Addresses are its global addresses that are not about to go, IPv4 first,
+	// Addresses are its global addresses, IPv4 first; those that are to be given up
+	// only where there are no others of their family,
 	// the oldest of a family first.
 	Addresses []netip.Addr
 	// Tentative tells that one of them is still looked for on the link, in case

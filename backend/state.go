@@ -70,7 +70,7 @@ func (s *State) placeNeighbour(e Neighbour) link { return s.place(fits(e.IP), e.
 func (s *State) placeNexthop(e Nexthop) link { return s.place(e.Stray == 0 && fits(e.Gateway), e.Dev) }
 
 func (s *State) placeRoute(e Route) link {
-	if !e.usual() || e.Plain || e.MTU != 0 || e.Via.Gateway.Is4() != e.Dst.Addr().Is4() {
+	if !e.usual() || e.Plain || e.Protocol != 0 || e.MTU != 0 || e.Via.Gateway.Is4() != e.Dst.Addr().Is4() {
 		return 0
 	}
 	return s.placeNexthop(e.Via)
@@ -148,10 +148,10 @@ func (s *State) putRoute(e Route) {
 	s.useBy(e, 1)
 }
 
-// useBy counts a route among those that lead through its nexthop; a plain one
-// does not.
+// useBy counts a route among those that need its nexthop's neighbour; one that does
+// not lean on anything of ours does not.
 func (s *State) useBy(r Route, n int) {
-	if !r.Plain {
+	if r.leans() {
 		s.use(r.Via, n)
 	}
 }
@@ -310,12 +310,13 @@ func (s *State) routeAt(e Route) (Route, bool) {
 	return Route{}, false
 }
 
-// Has tells whether exactly this entry is there.
+// Has tells whether exactly this entry is there; a device also where it bears a
+// binding less, see [Device].
 func (s *State) Has(e Entry) bool {
 	switch e := e.(type) {
 	case Device:
 		at, ok := s.devices[e.Name]
-		return ok && at == e
+		return ok && at.meets(e)
 	case Address:
 		_, ok := s.addresses[e]
 		return ok
@@ -467,13 +468,13 @@ func (s *State) Pick(of iter.Seq[Entry]) *State {
 	return out
 }
 
-// Equal tells whether both hold the same entries.
+// Equal tells whether both hold the same entries, devices bound alike.
 func (s *State) Equal(o *State) bool {
 	if s.Len() != o.Len() {
 		return false
 	}
 	for e := range s.All() {
-		if !o.Has(e) {
+		if at, ok := o.At(e); !ok || at != e {
 			return false
 		}
 	}
@@ -509,9 +510,12 @@ func (s *State) Apply(op Op) {
 			s.dropDevice(e.Name)
 			return
 		}
-		if old, ok := s.devices[e.Name]; ok && old.MAC != e.MAC {
+		old, ok := s.devices[e.Name]
+		if ok && old.MAC != e.MAC {
 			s.dropNeighbours(func(n Neighbour) bool { return n.Dev == e.Name })
 		}
+		e.Lower = old.Lower // Neither is one made that is bound, nor one unbound.
+		op.Entry = e
 	case Address:
 		if op.Verb == Delete && s.lastIPv4(e) {
 			s.dropNeighbours(func(n Neighbour) bool { return n.Dev == e.Dev && n.IP.Is4() })

@@ -53,12 +53,12 @@ func (s *State) forwardsOn(dev string) bool {
 
 // Forwards tells whether a packet that takes the route finds all it needs: the
 // device, the nexthop, the gateway's neighbour entry and the FDB entry of its MAC.
-// A plain route needs nothing of ours.
+// A plain route needs no nexthop, and one over a link of the host's nothing of ours.
 func (s *State) Forwards(r Route) bool {
-	if r.Plain {
+	if !r.leans() {
 		return true
 	}
-	if _, ok := s.devices[r.Via.Dev]; !ok || !s.hasNexthop(r.Via) {
+	if _, ok := s.devices[r.Via.Dev]; !ok || !r.Plain && !s.hasNexthop(r.Via) {
 		return false
 	}
 	n, ok := s.neighbourAt(r.Via.Dev, r.Via.Gateway)

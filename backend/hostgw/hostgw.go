@@ -24,7 +24,7 @@ func (Options) Unheeded() []string { return nil }
 func (Options) Means() plan.Means { return plan.Means{Direct: true} }
 
 // Endpoints implements plan.Options.
-func (Options) Endpoints(_ string, public subnet.PerFamily[netip.Addr]) subnet.PerFamily[subnet.Endpoint] {
+func (Options) Endpoints(_ plan.Self, public subnet.PerFamily[netip.Addr]) subnet.PerFamily[subnet.Endpoint] {
 	return plan.Addresses(public)
 }
 
@@ -46,9 +46,9 @@ func (s Self) Peer(l subnet.Lease) []backend.Entry {
 		own = 0
 	}
 	for _, f := range subnet.Families {
-		u, public := s.Underlay[f], l.Endpoints[f].PublicIP
-		if s.Shares(f, l) && u.Reaches(public) {
-			out = append(out, u.Direct(l.Subnets[f], public, plan.RouteMTU(own, l.MTU)))
+		u, e := s.Underlay[f], l.Endpoints[f]
+		if s.Shares(f, l) && u.Reaches(e) {
+			out = append(out, u.Direct(l.Subnets[f], e.PublicIP, plan.RouteMTU(own, l.MTU)))
 		}
 	}
 	return out
@@ -59,15 +59,16 @@ func (s Self) Peer(l subnet.Lease) []backend.Entry {
 func (s Self) Check(l subnet.Lease) error {
 	var off error
 	for _, f := range subnet.Families {
-		u, public := s.Underlay[f], l.Endpoints[f].PublicIP
-		if !s.Uses(f) || !l.Subnets[f].IsValid() {
-			continue
-		}
-		if u.Reaches(public) {
+		u, e := s.Underlay[f], l.Endpoints[f]
+		switch {
+		case !s.Uses(f) || !l.Subnets[f].IsValid():
+		case u.Reaches(e):
 			return nil
-		}
-		if off == nil {
-			off = fmt.Errorf("public address %s is not on the link of %s, so host-gw has no way to it: on that link are %s", public, u.Interface, some(u.OnLink))
+		case off != nil:
+		case e.Translated:
+			off = fmt.Errorf("public address %s is translated to another of its holder's (1:1 NAT), so host-gw has no way to it: a tunnel (Type vxlan) has", e.PublicIP)
+		default:
+			off = fmt.Errorf("public address %s is not on the link of %s, so host-gw has no way to it: on that link are %s", e.PublicIP, u.Interface, some(u.OnLink))
 		}
 	}
 	return off

@@ -48,6 +48,9 @@ func (k *Kernel) addDevice(ctx context.Context, d backend.Device) error {
 	}
 	delete(k.index, d.Name)
 	index, err := k.indexOf(ctx, d.Name)
+	if err == nil && !k.owns(d.Name) { // It takes an adopted one's place.
+		err = k.setAlias(ctx, index, mark)
+	}
 	if err == nil {
 		err = k.settle(ctx, d, index)
 	}
@@ -253,8 +256,11 @@ func (k *Kernel) ourLink(ctx context.Context, name string) (linkMessage, error) 
 	if err != nil {
 		return l, fmt.Errorf("look up device: %w", err)
 	}
-	if l.kind != vxlanKind {
+	switch {
+	case l.kind != vxlanKind:
 		return l, notVXLAN(l)
+	case !l.ours(k.owns):
+		return l, fmt.Errorf("%w: VXLAN device %s is another's", backend.ErrInTheWay, name)
 	}
 	k.index[name] = l.index
 	return l, nil

@@ -44,6 +44,8 @@ type dumper struct {
 	k     *Kernel
 	state *backend.State
 	names map[int]string // Also of others' devices, as they come up.
+	// adopted are the numbers of those devices of ours that were another's.
+	adopted []int
 }
 
 func (d *dumper) run(ctx context.Context) error {
@@ -63,6 +65,12 @@ func (d *dumper) run(ctx context.Context) error {
 		if err := d.routes(ctx, family); err != nil {
 			return fmt.Errorf("dump routes: %w", err)
 		}
+		if err := d.laidOver(ctx, family); err != nil {
+			return fmt.Errorf("dump routes of adopted devices: %w", err)
+		}
+	}
+	if err := d.direct(ctx); err != nil {
+		return fmt.Errorf("dump routes that are taken over: %w", err)
 	}
 	return nil
 }
@@ -106,7 +114,7 @@ func dumpLinks(kind string) func(*builder, uint32) {
 func (d *dumper) devices(ctx context.Context) (indexes []int, err error) {
 	links, err := collect(ctx, d.k, dumpLinks(vxlanKind), func(m message) (linkMessage, bool) {
 		l, ok := parseLink(m.body)
-		return l, ok && l.kind == vxlanKind && d.k.owns(l.name)
+		return l, ok && l.ours(d.k.owns)
 	})
 	if err != nil {
 		return nil, err
@@ -116,6 +124,7 @@ func (d *dumper) devices(ctx context.Context) (indexes []int, err error) {
 	clear(d.k.byNexthop)
 	if d.k.events != nil { // What it has yet to read goes on from here or before.
 		clear(d.k.events.ours)
+		clear(d.k.events.adopted)
 	}
 	for _, l := range links {
 		if d.k.events != nil {
@@ -123,13 +132,16 @@ func (d *dumper) devices(ctx context.Context) (indexes []int, err error) {
 		}
 		indexes = append(indexes, l.index)
 		d.names[l.index] = l.name
+		if l.adopted(d.k.owns) {
+			d.adopted = append(d.adopted, l.index)
+		}
 		d.k.index[l.name] = l.index
 		dev := l.device()
 		if dev.NoTxChecksum, err = d.k.noTxChecksum(l.name); err != nil {
 			return nil, err
 		}
-		if dev.Misfit == "" && l.vxlan.lower != 0 {
-			dev.Misfit = "bound to lower device " + d.name(ctx, l.vxlan.lower)
+		if l.vxlan.lower != 0 {
+			dev.Lower = d.name(ctx, l.vxlan.lower)
 		}
 		if dev.Misfit == "" && l.master != 0 {
 			dev.Misfit = "is a port of " + d.name(ctx, l.master)
@@ -139,8 +151,7 @@ func (d *dumper) devices(ctx context.Context) (indexes []int, err error) {
 	return indexes, nil
 }
 
-// device gives the entry of a VXLAN link, without those misfits that name
-// another device.
+// device gives the entry of a VXLAN link, without what names another device.
 func (l linkMessage) device() backend.Device {
 	dev := backend.Device{
 		Name: l.name, VNI: l.vxlan.vni, Port: l.vxlan.port, Local: l.vxlan.local, MAC: l.mac, MTU: l.mtu,

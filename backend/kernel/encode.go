@@ -122,6 +122,9 @@ func encodeRoute(w *builder, seq uint32, v backend.Verb, r backend.Route, by way
 	}
 	h := w.begin(typ, flags, seq, sizeRouteMessage)
 	h[0], h[1], h[3], h[5], h[7] = family(r.Dst.Addr()), uint8(r.Dst.Bits()), r.TOS, Protocol, unix.RTN_UNICAST
+	if v == backend.Delete && r.Protocol != 0 {
+		h[5] = r.Protocol
+	}
 	if v == backend.Delete {
 		h[6], h[7] = unix.RT_SCOPE_NOWHERE, unix.RTN_UNSPEC // Any.
 	}

@@ -26,8 +26,10 @@ const (
 type events struct {
 	sock *socket
 	owns func(string) bool
-	// ours has our devices' names by number.
-	ours  map[int]string
+	// ours has our devices' names by number, adopted those of them that were
+	// another's.
+	ours, adopted map[int]string
+
 	queue []backend.Change
 	// doubt says that queue is not all, failed that this remains so.
 	doubt, failed bool
@@ -36,16 +38,23 @@ type events struct {
 }
 
 func newEvents(sock *socket, owns func(string) bool) *events {
-	return &events{sock: sock, owns: owns, ours: map[int]string{}, doubt: true, drained: make(chan struct{}, 1)}
+	return &events{sock: sock, owns: owns, ours: map[int]string{}, adopted: map[int]string{}, doubt: true, drained: make(chan struct{}, 1)}
 }
 
 // know notes a VXLAN device if it is ours, by the state of the moment.
 func (e *events) know(l linkMessage) {
-	if l.kind == vxlanKind && e.owns(l.name) {
+	e.forget(l.index)
+	if l.ours(e.owns) {
 		e.ours[l.index] = l.name
-	} else {
-		delete(e.ours, l.index)
 	}
+	if l.adopted(e.owns) {
+		e.adopted[l.index] = l.name
+	}
+}
+
+func (e *events) forget(index int) {
+	delete(e.ours, index)
+	delete(e.adopted, index)
 }
 
 // drain reads what there is. A socket that fails is closed, at which follow
@@ -147,12 +156,12 @@ func (e *events) link(k *Kernel, m message) {
 		e.lost()
 	}
 	if m.typ == unix.RTM_DELLINK {
-		delete(e.ours, l.index)
+		e.forget(l.index)
 	} else {
 		e.know(l)
 	}
 	switch {
-	case was || e.owns(l.name):
+	case was || e.owns(l.name) || l.ours(e.owns):
 		e.lost()
 	case m.typ == unix.RTM_DELLINK, !l.up, !l.running:
 		e.freedAll(k, m.pid)
@@ -178,11 +187,12 @@ func (e *events) neighbour(k *Kernel, m message, n neighbourMessage, dev string)
 
 // route takes our routes, and those of others that took the place of another:
 // that one, of which nothing more is announced, may have been ours
-// (fib_table_insert, fib6_add_rt2node).
+// (fib_table_insert, fib6_add_rt2node). On adopted devices it also takes those that
+// count as ours though they bear another's number.
 func (e *events) route(k *Kernel, m message) {
 	took := m.typ == unix.RTM_NEWROUTE && m.flags&unix.NLM_F_REPLACE != 0
 	frees := m.typ == unix.RTM_DELROUTE && len(k.obstructed) > 0
-	if len(m.body) < sizeRouteMessage || m.body[5] != Protocol && !took && !frees {
+	if len(m.body) < sizeRouteMessage || m.body[5] != Protocol && !took && !frees && len(e.adopted) == 0 {
 		return
 	}
 	r, ok := parseRoute(m.body)
@@ -191,6 +201,10 @@ func (e *events) route(k *Kernel, m message) {
 	}
 	if frees {
 		e.freedByRoute(k, r, m.pid)
+	}
+	if dev, ok := e.adopted[r.out]; ok && r.protocol != Protocol && r.laidOver() {
+		e.tell(m, r.taken(dev), m.typ == unix.RTM_DELROUTE)
+		return
 	}
 	if r.protocol != Protocol && !took {
 		return

@@ -264,7 +264,6 @@ func TestMisfitsAreNamed(t *testing.T) {
 		return &netlink.Vxlan{LinkAttrs: netlink.LinkAttrs{Name: "ripstop.1"}, VxlanId: 1, Port: 8472, SrcAddr: []byte{192, 0, 2, 1}}
 	}
 	for want, change := range map[string]func(*netlink.Vxlan){
-		"bound to lower device lo":               func(v *netlink.Vxlan) { v.VtepDevIndex = 1 },
 		"collects metadata":                      func(v *netlink.Vxlan) { v.FlowBased, v.VxlanId = true, 0 },
 		"sends to the group or remote 192.0.2.9": func(v *netlink.Vxlan) { v.Group = []byte{192, 0, 2, 9} },
 		"has no local address":                   func(v *netlink.Vxlan) { v.SrcAddr = nil },

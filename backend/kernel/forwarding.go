@@ -4,24 +4,44 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/ripstop-net/ripstop/backend"
 )
 
-// NotForwarding lists the links by which IPv4 packets come in and are not
-// forwarded, those of others and the loopback left out: the setting of a link is
-// what counts (ip_route_input_slow), and ip_forward sets it for all.
-func (k *Kernel) NotForwarding(ctx context.Context) ([]string, error) {
-	links, err := k.links(ctx)
+// Links lists the links but our own and the loopback. Of their forwarding each link's
+// own setting is what counts (ip_route_input_slow), and ip_forward sets it for all.
+func (k *Kernel) Links(ctx context.Context) ([]backend.Link, error) {
+	release, err := k.take(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("dump links: %w", err)
+		return nil, err
 	}
-	var out []string
+	defer release()
+	links, err := k.dumpLinks(ctx)
+	if err != nil {
+		return nil, err
+	}
+	addresses, err := collect(ctx, k, func(w *builder, seq uint32) {
+		w.begin(unix.RTM_GETADDR, unix.NLM_F_DUMP, seq, sizeAddressMessage)
+	}, func(m message) (addressMessage, bool) {
+		a, ok := parseAddress(m.body)
+		return a, ok && a.scope == unix.RT_SCOPE_UNIVERSE
+	})
+	if err != nil {
+		return nil, fmt.Errorf("dump addresses: %w", err)
+	}
+	by := map[int][]netip.Addr{}
+	for _, a := range addresses {
+		by[a.index] = append(by[a.index], a.prefix.Addr())
+	}
+	var out []backend.Link
 	for _, l := range links {
-		if l.noForwarding && l.flags&unix.IFF_LOOPBACK == 0 && !k.owns(l.name) {
-			out = append(out, l.name)
+		if l.flags&unix.IFF_LOOPBACK == 0 && !k.owns(l.name) && !l.ours(k.owns) {
+			out = append(out, backend.Link{Name: l.name, Kind: l.kind, Port: l.master != 0, Addresses: by[l.index], NoForwarding: l.noForwarding})
 		}
 	}
 	return out, nil
@@ -72,14 +92,14 @@ func (k *Kernel) Advertised(ctx context.Context) ([]string, error) {
 }
 
 // WatchSettings calls changed, at once and then when a setting of the network is
-// changed by a hand in /proc/sys, or a link comes with settings of its own, until
-// ctx ends; then it returns nil. changed must not wait. What is lost of the
+// changed by a hand in /proc/sys, or a link comes with settings of its own, is changed
+// or gets or loses an address, until ctx ends; then it returns nil. changed must not wait. What is lost of the
 // announcements is made good by a call.
 func (k *Kernel) WatchSettings(ctx context.Context, changed func()) error {
 	for wait := reopenAfter; ; wait = min(wait*reopenBackoff, reopenAtMost) {
 		sock, err := dial(k.ns, settingsBuffer)
 		if err == nil {
-			if err = sock.join(unix.RTNLGRP_IPV4_NETCONF, unix.RTNLGRP_IPV6_NETCONF); err == nil {
+			if err = sock.join(settingsGroups...); err == nil {
 				wait = reopenAfter
 				sock.announced(ctx, changed)
 			}
@@ -96,6 +116,12 @@ func (k *Kernel) WatchSettings(ctx context.Context, changed func()) error {
 		case <-timer.C:
 		}
 	}
+}
+
+// settingsGroups are the multicast groups that tell of settings and of what Links
+// lists.
+var settingsGroups = []int{
+	unix.RTNLGRP_IPV4_NETCONF, unix.RTNLGRP_IPV6_NETCONF, unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR,
 }
 
 // settingsBuffer is the receive buffer of WatchSettings in bytes. Its messages

@@ -14,7 +14,8 @@ import (
 // Interfaces lists the host's interfaces but for our own devices, in the
 // kernel's order. Of their addresses it gives those of global scope, without
 // IPv6 addresses that another host has (IFA_F_DADFAILED) or that change for
-// privacy's sake (IFA_F_TEMPORARY). An interface has the default if a default
+// privacy's sake (IFA_F_TEMPORARY); those that are to be given up (IFA_F_DEPRECATED) are
+// there only where the interface has no other of the family. An interface has the default if a default
 // route of the main table leads by it, alone or among others, and none has a
 // lower metric. On its link are the prefixes to which the main table has a route
 // out of it without a gateway, less those inside them that another route of it
@@ -48,7 +49,7 @@ func (k *Kernel) Interfaces(ctx context.Context) ([]backend.Interface, error) {
 	}
 	var out []backend.Interface
 	for _, l := range links {
-		if k.owns(l.name) {
+		if k.owns(l.name) || l.ours(k.owns) {
 			continue
 		}
 		out = append(out, backend.Interface{
@@ -67,14 +68,14 @@ func (k *Kernel) globalAddresses(ctx context.Context) (by map[int][]netip.Addr, 
 	}, func(m message) (addressMessage, bool) {
 		a, ok := parseAddress(m.body)
 		ok = ok && a.scope == unix.RT_SCOPE_UNIVERSE
-		about := uint32(unix.IFA_F_DADFAILED | unix.IFA_F_DEPRECATED)
+		about := uint32(unix.IFA_F_DADFAILED)
 		if a.prefix.Addr().Is6() {
 			about |= unix.IFA_F_TEMPORARY // IPv4 has IFA_F_SECONDARY in the same place.
 		}
 		return a, ok && a.flags&about == 0
 	})
 	by, tentative = map[int][]netip.Addr{}, map[int]bool{}
-	for _, a := range all {
+	for _, a := range lasting(all) {
 		addr := a.prefix.Addr()
 		if addr.Is6() {
 			if a.flags&unix.IFA_F_TENTATIVE != 0 && a.flags&unix.IFA_F_OPTIMISTIC == 0 {
@@ -89,6 +90,24 @@ func (k *Kernel) globalAddresses(ctx context.Context) (by map[int][]netip.Addr, 
 		by[a.index] = append(by[a.index], addr)
 	}
 	return by, tentative, err
+}
+
+// lasting leaves out addresses that are to be given up, where their link has another of
+// the family: nothing new is to begin with them (RFC 4862 section 5.5.4), but what has no
+// other is reached by them still.
+func lasting(all []addressMessage) []addressMessage {
+	type of struct {
+		index int
+		six   bool
+	}
+	good := map[of]bool{}
+	key := func(a addressMessage) of { return of{a.index, a.prefix.Addr().Is6()} }
+	for _, a := range all {
+		if a.flags&unix.IFA_F_DEPRECATED == 0 {
+			good[key(a)] = true
+		}
+	}
+	return slices.DeleteFunc(all, func(a addressMessage) bool { return a.flags&unix.IFA_F_DEPRECATED != 0 && good[key(a)] })
 }
 
 // firstV6 is where the IPv6 addresses begin in a list that has IPv4's first.

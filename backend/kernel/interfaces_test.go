@@ -16,6 +16,49 @@ import (
 	"github.com/ripstop-net/ripstop/backend/kernel/kerneltest"
 )
 
+// TestAddressesToBeGivenUp are an interface's last choice.
+func TestAddressesToBeGivenUp(t *testing.T) {
+	ns := kerneltest.Namespace(t)
+	k := openAt(t, ns)
+	add := func(address string, deprecated bool) {
+		t.Helper()
+		kerneltest.Do(t, ns, func() error {
+			link, err := netlink.LinkByName("br0")
+			if err != nil {
+				br := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "br0"}}
+				err, link = netlink.LinkAdd(br), br
+			}
+			a := &netlink.Addr{IPNet: ipNet(netip.MustParsePrefix(address)), Flags: unix.IFA_F_NODAD}
+			if deprecated {
+				a.ValidLft = 1000 // And preferred for no time.
+			}
+			return errors.Join(err, netlink.AddrAdd(link, a))
+		})
+	}
+	has := func(want ...string) {
+		t.Helper()
+		all, err := k.Interfaces(t.Context())
+		i := slices.IndexFunc(all, func(i backend.Interface) bool { return i.Name == "br0" })
+		if err != nil || i < 0 {
+			t.Fatalf("%v, %v", all, err)
+		}
+		var got []string
+		for _, a := range all[i].Addresses {
+			got = append(got, a.String())
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("addresses are %v, want %v", got, want)
+		}
+	}
+	add("192.0.2.5/24", true)
+	add("2001:db8::5/64", true)
+	has("192.0.2.5", "2001:db8::5")
+	add("2001:db8::6/64", false)
+	has("192.0.2.5", "2001:db8::6")
+	add("192.0.2.6/24", false)
+	has("192.0.2.6", "2001:db8::6")
+}
+
 func TestInterfaces(t *testing.T) {
 	ns := kerneltest.Namespace(t)
 	k := openAt(t, ns)
@@ -173,23 +216,4 @@ func prefixes(texts ...string) (out []netip.Prefix) {
 		out = append(out, netip.MustParsePrefix(text))
 	}
 	return out
-}
-
-func TestSubtract(t *testing.T) {
-	for _, c := range []struct {
-		from, hole string
-		want       []netip.Prefix
-	}{
-		{"10.0.0.0/24", "10.0.1.0/24", prefixes("10.0.0.0/24")},
-		{"10.0.0.0/24", "10.0.0.0/24", nil},
-		{"10.0.0.0/24", "10.0.0.0/8", nil},
-		{"10.0.0.0/24", "10.0.0.0/25", prefixes("10.0.0.128/25")},
-		{"10.0.0.0/30", "10.0.0.2/32", prefixes("10.0.0.0/31", "10.0.0.3/32")},
-		{"2001:db8::/32", "2001:db8:4000::/34", prefixes("2001:db8:8000::/33", "2001:db8::/34")},
-	} {
-		got := subtract(netip.MustParsePrefix(c.from), netip.MustParsePrefix(c.hole))
-		if len(got) != len(c.want) || len(c.want) > 0 && !reflect.DeepEqual(got, c.want) {
-			t.Errorf("%s less %s is %v, want %v", c.from, c.hole, got, c.want)
-		}
-	}
 }

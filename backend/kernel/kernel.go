@@ -40,6 +40,9 @@ type Kernel struct {
 	// byNexthop has the FDB entries that lead through a nexthop object.
 	byNexthop  map[fdbKey]struct{}
 	obstructed obstructed
+	// direct are the routes of another's over the host's links that are ours to
+	// replace, see TakeRoutes.
+	direct map[backend.Route]struct{}
 	// events is what Watch has subscribed to, nil if nothing.
 	events *events
 	// listen is the receive buffer of watchers in bytes.
@@ -59,7 +62,8 @@ var _ backend.Kernel = (*Kernel)(nil)
 var errClosed = errors.New("kernel is closed")
 
 // Open opens the network namespace of the calling thread, which must be that of
-// the whole process. owns tells by name which devices are ours. Any error that
+// the whole process. owns tells by name which devices are ours; those that were
+// adopted are so besides. Any error that
 // comes of an old kernel wraps [backend.ErrUnsupported].
 func Open(owns func(device string) bool) (*Kernel, error) { return open(nil, owns) }
 

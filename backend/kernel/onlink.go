@@ -1,6 +1,7 @@
 package kernel
 
 import (
+	"cmp"
 	"context"
 	"net/netip"
 	"slices"
@@ -37,8 +38,9 @@ func (k *Kernel) mainTable(ctx context.Context, family uint8) (t mainTable, err 
 		}
 	})
 	if err == nil && !whole {
+		inside := insideOf(t.links)
 		err = k.dumpMain(ctx, family, func() { t.aside = nil }, func(r routeMessage) {
-			if slices.ContainsFunc(t.links, func(l routeMessage) bool { return l.overruledBy(r) }) {
+			if inside(r.dst) {
 				t.aside = append(t.aside, r)
 			}
 		})
@@ -67,15 +69,76 @@ func (k *Kernel) dumpMain(ctx context.Context, family uint8, begin func(), each 
 	return err
 }
 
-// onLink adds what is on the link of each device, by its number.
-func (t mainTable) onLink(by map[int][]netip.Prefix) {
-	for _, l := range t.links {
-		for _, p := range l.less(slices.Concat(t.aside, t.links)) {
-			if !slices.Contains(by[l.out], p) {
-				by[l.out] = append(by[l.out], p)
+// insideOf returns what tells whether a prefix is that of one of the links, or inside
+// it. It costs a look-up for each length that these have.
+func insideOf(links []routeMessage) func(netip.Prefix) bool {
+	have, lengths := map[netip.Prefix]bool{}, []int(nil)
+	for _, l := range links {
+		have[l.dst] = true
+		lengths = append(lengths, l.dst.Bits())
+	}
+	slices.Sort(lengths)
+	lengths = slices.Compact(lengths)
+	return func(p netip.Prefix) bool {
+		for _, bits := range lengths {
+			if bits > p.Bits() {
+				return false
+			}
+			if have[netip.PrefixFrom(p.Addr(), bits).Masked()] {
+				return true
 			}
 		}
+		return false
 	}
+}
+
+// onLink adds what is on the link of each device, by its number: the fewest prefixes,
+// sorted. It takes time n log n for n routes, unless many links lead to prefixes that
+// hold others' at once.
+func (t mainTable) onLink(by map[int][]netip.Prefix) {
+	all := make([]*routeMessage, 0, len(t.aside)+len(t.links)) // They are large to move about.
+	for _, routes := range [][]routeMessage{t.aside, t.links} {
+		for i := range routes {
+			all = append(all, &routes[i])
+		}
+	}
+	slices.SortFunc(all, compareRoutes)
+	for _, l := range t.links {
+		by[l.out] = l.less(by[l.out], all)
+	}
+	for out, list := range by {
+		slices.SortFunc(list, comparePrefixes)
+		by[out] = outermost(list)
+	}
+}
+
+// comparePrefixes orders prefixes by their first address, and what holds others before
+// them. What is inside one follows it without a gap.
+func comparePrefixes(a, b netip.Prefix) int {
+	return cmp.Or(a.Addr().Compare(b.Addr()), cmp.Compare(a.Bits(), b.Bits()))
+}
+
+// compareRoutes orders routes by prefix, those of one so that none overrules another's
+// if the first does not.
+func compareRoutes(a, b *routeMessage) int {
+	rank := func(r *routeMessage) int {
+		if r.tos != 0 || r.connected() {
+			return 1
+		}
+		return 0
+	}
+	return cmp.Or(comparePrefixes(a.dst, b.dst), cmp.Compare(rank(a), rank(b)), cmp.Compare(a.metric, b.metric))
+}
+
+// outermost leaves out of sorted prefixes those inside others.
+func outermost(sorted []netip.Prefix) []netip.Prefix {
+	out := sorted[:0]
+	for _, p := range sorted {
+		if len(out) == 0 || !out[len(out)-1].Contains(p.Addr()) {
+			out = append(out, p)
+		}
+	}
+	return out
 }
 
 // overruledBy tells whether another route takes some of the addresses of one that
@@ -95,38 +158,42 @@ func (r routeMessage) overruledBy(other routeMessage) bool {
 	return elsewhere || other.out != r.out
 }
 
-// less gives the prefix of a route to a link without what others take of it.
-func (r routeMessage) less(aside []routeMessage) []netip.Prefix {
-	left := []netip.Prefix{r.dst}
-	for _, other := range aside {
-		if !r.overruledBy(other) {
-			continue
-		}
-		var rest []netip.Prefix
-		for _, p := range left {
-			rest = append(rest, subtract(p, other.dst)...)
-		}
-		left = rest
+// less adds the prefix of a route to a link without what others take of it, which are
+// sorted by compareRoutes.
+func (r routeMessage) less(to []netip.Prefix, all []*routeMessage) []netip.Prefix {
+	first, _ := slices.BinarySearchFunc(all, r.dst, func(o *routeMessage, p netip.Prefix) int { return comparePrefixes(o.dst, p) })
+	if r.overruledBy(*all[first]) { // It is of just the same prefix, if only r itself.
+		return to
 	}
-	return left
+	rest := all[first:] // There may be many of the same prefix, as where each pod's link has the address of one gateway.
+	beyond, _ := slices.BinarySearchFunc(rest, r.dst, func(o *routeMessage, p netip.Prefix) int { return cmp.Or(comparePrefixes(o.dst, p), -1) })
+	var holes []netip.Prefix
+	for _, other := range rest[beyond:] {
+		switch {
+		case !r.dst.Contains(other.dst.Addr()):
+			return without(to, r.dst, holes)
+		case len(holes) > 0 && holes[len(holes)-1].Contains(other.dst.Addr()): // All of it is taken.
+		case r.overruledBy(*other):
+			holes = append(holes, other.dst)
+		}
+	}
+	return without(to, r.dst, holes)
 }
 
-// subtract gives the fewest prefixes that hold the addresses of p that are not in
-// hole.
-func subtract(p, hole netip.Prefix) []netip.Prefix {
+// without adds the fewest prefixes that hold the addresses of p that are in none of the
+// holes, which are inside p, apart from each other, and sorted.
+func without(to []netip.Prefix, p netip.Prefix, holes []netip.Prefix) []netip.Prefix {
 	switch {
-	case !p.Overlaps(hole):
-		return []netip.Prefix{p}
-	case hole.Bits() <= p.Bits():
-		return nil
+	case len(holes) == 0:
+		return append(to, p)
+	case holes[0] == p:
+		return to
 	}
-	out := make([]netip.Prefix, 0, hole.Bits()-p.Bits())
-	for bits := p.Bits() + 1; bits <= hole.Bits(); bits++ {
-		// The half of the prefix of one bit less in which the hole is not.
-		half := hole.Addr().AsSlice()
-		half[(bits-1)/8] ^= 0x80 >> ((bits - 1) % 8)
-		a, _ := netip.AddrFromSlice(half)
-		out = append(out, netip.PrefixFrom(a, bits).Masked())
-	}
-	return out
+	low := netip.PrefixFrom(p.Addr(), p.Bits()+1)
+	upper := p.Addr().AsSlice()
+	upper[p.Bits()/8] |= 0x80 >> (p.Bits() % 8)
+	a, _ := netip.AddrFromSlice(upper)
+	high := netip.PrefixFrom(a, p.Bits()+1)
+	split, _ := slices.BinarySearchFunc(holes, a, func(h netip.Prefix, a netip.Addr) int { return h.Addr().Compare(a) })
+	return without(without(to, low, holes[:split]), high, holes[split:])
 }

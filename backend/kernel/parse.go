@@ -28,6 +28,8 @@ type linkMessage struct {
 	master             int
 	// linkLocal says that the kernel gives it link-local addresses.
 	linkLocal bool
+	// marked says that it bears our mark.
+	marked bool
 	// noForwarding says that it does not forward IPv4 packets, pathFilter that its
 	// rp_filter is not 2. A link that cannot have IPv4 has neither.
 	noForwarding, pathFilter bool
@@ -94,6 +96,8 @@ func parseLink(b []byte) (l linkMessage, ok bool) {
 		switch typ {
 		case unix.IFLA_IFNAME:
 			l.name = readText(v)
+		case unix.IFLA_IFALIAS:
+			l.marked = readText(v) == mark
 		case unix.IFLA_ADDRESS:
 			copy(l.mac[:], v)
 		case unix.IFLA_MTU:

@@ -31,11 +31,11 @@ func (k *Kernel) Survey(ctx context.Context, networks []netip.Prefix) (backend.S
 	for _, l := range links {
 		names[l.index] = l.name
 		if l.kind == vxlanKind && !k.owns(l.name) {
-			s.Tunnels = append(s.Tunnels, backend.Tunnel{Name: l.name, VNI: l.vxlan.vni, Port: l.vxlan.port, V6: !l.vxlan.is4(), Exclusive: l.vxlan.exclusive})
+			s.Tunnels = append(s.Tunnels, l.tunnel())
 		}
 	}
 	ours := func(index int) bool {
-		return slices.ContainsFunc(links, func(l linkMessage) bool { return l.index == index && l.kind == vxlanKind && k.owns(l.name) })
+		return slices.ContainsFunc(links, func(l linkMessage) bool { return l.index == index && l.ours(k.owns) })
 	}
 	within := func(p netip.Prefix) bool { return slices.ContainsFunc(networks, p.Overlaps) }
 
@@ -65,7 +65,20 @@ func (k *Kernel) Survey(ctx context.Context, networks []netip.Prefix) (backend.S
 			s.Routes = append(s.Routes, k.hostRoute(ctx, r, names))
 		}
 	}
-	return s, nil
+	s.Flanneld, err = flanneld(k.ns)
+	return s, err
+}
+
+// tunnel describes a VXLAN device as a survey does.
+func (l linkMessage) tunnel() backend.Tunnel {
+	t := backend.Tunnel{
+		Name: l.name, VNI: l.vxlan.vni, Port: l.vxlan.port, MAC: l.mac, Adopted: l.marked,
+		Odd: l.device().Misfit, V6: !l.vxlan.is4(), Exclusive: l.vxlan.exclusive,
+	}
+	if t.Odd == "" && l.master != 0 {
+		t.Odd = "is a port of another device"
+	}
+	return t
 }
 
 // hostRoute finds by what a route leads on. That serves its description alone.

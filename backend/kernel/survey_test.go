@@ -95,7 +95,13 @@ func TestSurvey(t *testing.T) {
 		t.Errorf("addresses are %+v, want 4, one of them ours", got.Addresses)
 	}
 	tunnels := []backend.Tunnel{
-		{Name: "flannel.9", VNI: 9, Port: 8472}, {Name: "vx6", VNI: 1, Port: 4789, V6: true}, {Name: "any", Port: 6081, Exclusive: true},
+		{Name: "flannel.9", VNI: 9, Port: 8472}, {Name: "vx6", VNI: 1, Port: 4789, V6: true}, {Name: "any", Port: 6081, Exclusive: true, Odd: "collects metadata"},
+	}
+	for i := range got.Tunnels {
+		if got.Tunnels[i].MAC == (backend.MAC{}) {
+			t.Errorf("%s has no MAC", got.Tunnels[i].Name)
+		}
+		got.Tunnels[i].MAC = backend.MAC{} // The kernel's choice.
 	}
 	if !slices.Equal(got.Tunnels, tunnels) {
 		t.Errorf("tunnels are %+v, want %+v", got.Tunnels, tunnels)
@@ -137,7 +143,13 @@ func TestForwardingOverNetlink(t *testing.T) {
 	}
 	links := func(want ...string) {
 		t.Helper()
-		got, err := k.NotForwarding(t.Context())
+		all, err := k.Links(t.Context())
+		var got []string
+		for _, l := range all {
+			if l.NoForwarding {
+				got = append(got, l.Name)
+			}
+		}
 		if err != nil || !slices.Equal(got, want) {
 			t.Fatalf("links that do not forward are %v, want %v: %v", got, want, err)
 		}
@@ -166,6 +178,46 @@ func TestForwardingOverNetlink(t *testing.T) {
 	cancel()
 	if err := <-done; err != nil {
 		t.Error(err)
+	}
+}
+
+// TestLinks: what they are, whose parts, and what addresses they have; ours are left
+// out, and the loopback.
+func TestLinks(t *testing.T) {
+	ns := kerneltest.Namespace(t)
+	k := openAt(t, ns)
+	reach(t, k, peers(1, false))
+	kerneltest.Do(t, ns, func() error {
+		br := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "br0"}}
+		if err := netlink.LinkAdd(br); err != nil {
+			return err
+		}
+		veth := netlink.NewVeth(netlink.LinkAttrs{Name: "eth0", MasterIndex: br.Index})
+		veth.PeerName = "eth1"
+		if err := netlink.LinkAdd(veth); err != nil {
+			return err
+		}
+		var errs []error
+		for _, a := range []string{"192.0.2.1/24", "2001:db8::1/64", "fe80::7/64"} {
+			errs = append(errs, netlink.AddrAdd(br, &netlink.Addr{IPNet: ipNet(netip.MustParsePrefix(a))}))
+		}
+		return errors.Join(errs...)
+	})
+	links, err := k.Links(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := map[string]backend.Link{}
+	for _, l := range links {
+		got[l.Name] = l
+	}
+	br0 := got["br0"]
+	slices.SortFunc(br0.Addresses, netip.Addr.Compare)
+	if want := []netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")}; len(got) != 3 || br0.Kind != "bridge" || br0.Port || !slices.Equal(br0.Addresses, want) {
+		t.Errorf("links are %+v", got)
+	}
+	if a, b := got["eth0"], got["eth1"]; a.Kind != "veth" || !a.Port || b.Port || len(b.Addresses) != 0 {
+		t.Errorf("links are %+v", got)
 	}
 }
 

@@ -121,7 +121,7 @@ func (k *Kernel) ofInterfaces(m message, leads func(netip.Prefix) bool) bool {
 	switch m.typ {
 	case unix.RTM_NEWLINK, unix.RTM_DELLINK:
 		l, ok := parseLink(m.body)
-		return ok && m.body[0] == unix.AF_UNSPEC && !k.owns(l.name)
+		return ok && m.body[0] == unix.AF_UNSPEC && !k.owns(l.name) && !l.ours(k.owns)
 	case unix.RTM_NEWADDR, unix.RTM_DELADDR:
 		a, ok := parseAddress(m.body)
 		return ok && a.scope == unix.RT_SCOPE_UNIVERSE

@@ -4,6 +4,7 @@ package plan
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"github.com/ripstop-net/ripstop/backend"
 	"github.com/ripstop-net/ripstop/subnet"
@@ -30,7 +31,7 @@ type Options interface {
 	Planner(Self) Planner
 	// Endpoints are what the node publishes of itself. A public address can be
 	// another than the underlay's, behind a NAT.
-	Endpoints(node string, public subnet.PerFamily[netip.Addr]) subnet.PerFamily[subnet.Endpoint]
+	Endpoints(self Self, public subnet.PerFamily[netip.Addr]) subnet.PerFamily[subnet.Endpoint]
 	// Unheeded names the options that are set and have no effect, with what
 	// happens instead.
 	Unheeded() []string
@@ -61,9 +62,22 @@ type Self struct {
 	Underlay subnet.PerFamily[Underlay]
 	// NoTxChecksum is that of the node's VXLAN devices.
 	NoTxChecksum bool
+	// Devices says which devices the node goes on with that are not of the backend's
+	// own making.
+	Devices subnet.PerFamily[Device]
 	// Subnets are the node's own, once it has leased them. Before that only MTU
 	// and Check of a planner are of use.
 	Subnets subnet.Subnets
+}
+
+// Device is what a node goes on with of a VXLAN device that it had, or that another
+// daemon had for it. The zero Device asks for one of the backend's own making.
+type Device struct {
+	// Name is that of a device which was another's; it may stay bound to the underlay's
+	// interface. "" for the backend's own name.
+	Name string
+	// MAC is what peers know the device by, zero for the one that is the node's own.
+	MAC subnet.MAC
 }
 
 // Underlay is where a family's packets leave the host.
@@ -101,14 +115,10 @@ func (s Self) LinkMTU() (int, error) {
 	return least, nil
 }
 
-// Reaches tells whether an address is on the underlay's link.
-func (u Underlay) Reaches(a netip.Addr) bool {
-	for _, p := range u.OnLink {
-		if p.Contains(a) {
-			return true
-		}
-	}
-	return false
+// Reaches tells whether pods' packets can be sent to a peer as they are: it has its
+// public address itself, and that is on the underlay's link.
+func (u Underlay) Reaches(e subnet.Endpoint) bool {
+	return !e.Translated && slices.ContainsFunc(u.OnLink, func(p netip.Prefix) bool { return p.Contains(e.PublicIP) })
 }
 
 // Direct is the plain route to a peer's subnet by its public address, which is to
@@ -133,4 +143,21 @@ func Addresses(public subnet.PerFamily[netip.Addr]) (out subnet.PerFamily[subnet
 		out[f].PublicIP = a
 	}
 	return out
+}
+
+// FamilyOf is that of the packets that an entry of a peer's is for. FDB entries are told
+// apart by the peer's addresses, which are of the same families; its MAC may be the same
+// in both.
+func FamilyOf(e backend.Entry) subnet.Family {
+	switch e := e.(type) {
+	case backend.FDB:
+		return subnet.FamilyOf(e.Remote)
+	case backend.Neighbour:
+		return subnet.FamilyOf(e.IP)
+	case backend.Nexthop:
+		return subnet.FamilyOf(e.Gateway)
+	case backend.Route:
+		return subnet.FamilyOf(e.Dst.Addr())
+	}
+	return subnet.V4
 }

@@ -15,7 +15,7 @@ type allocOptions struct{}
 
 func (allocOptions) Unheeded() []string { return nil }
 
-func (allocOptions) Endpoints(_ string, public subnet.PerFamily[netip.Addr]) subnet.PerFamily[subnet.Endpoint] {
+func (allocOptions) Endpoints(_ plan.Self, public subnet.PerFamily[netip.Addr]) subnet.PerFamily[subnet.Endpoint] {
 	return plan.Addresses(public)
 }
 

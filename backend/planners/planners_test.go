@@ -50,9 +50,10 @@ func self(c subnet.Config) plan.Self {
 	return s
 }
 
-// leases are what the store holds in the goldens: this node's, three peers',
-// of which one has two subnets and is not on the link, and one a single family.
-// The first peer has a smaller MTU.
+// leases are what the store holds in the goldens: this node's, four peers',
+// of which one has two subnets and is not on the link, one a single family, and one is
+// behind a 1:1 NAT whose outer addresses are on the link. The first peer has a smaller
+// MTU.
 func leases(c subnet.Config, o plan.Options) []subnet.Lease {
 	lease := func(node string, mtu int, four, six, public4, public6 string) subnet.Lease {
 		l := subnet.Lease{Node: node, Backend: c.Backend.Type, ID: 1, MTU: mtu}
@@ -63,7 +64,7 @@ func leases(c subnet.Config, o plan.Options) []subnet.Lease {
 				l.Subnets[f], public[f] = netip.MustParsePrefix(text[0]), netip.MustParseAddr(text[1])
 			}
 		}
-		l.Endpoints = o.Endpoints(node, public)
+		l.Endpoints = o.Endpoints(plan.Self{Node: node}, public)
 		return l
 	}
 	all := []subnet.Lease{
@@ -72,6 +73,11 @@ func leases(c subnet.Config, o plan.Options) []subnet.Lease {
 		lease("node-c", 0, "10.5.3.0/24", "fd00:10:5:3::/64", "10.99.1.3", "fd99:1::3"),
 		lease("node-c", 0, "10.5.4.0/24", "fd00:10:5:4::/64", "10.99.1.3", "fd99:1::3"),
 		lease("node-d", 9000, "10.5.5.0/24", "", "10.99.0.4", ""),
+		lease("node-e", 0, "10.5.6.0/24", "fd00:10:5:6::/64", "10.99.0.5", "fd99::5"),
+	}
+	for f := range all[len(all)-1].Endpoints {
+		e := &all[len(all)-1].Endpoints[f]
+		e.Translated = e.PublicIP.IsValid()
 	}
 	return slices.DeleteFunc(all, func(l subnet.Lease) bool { return l.Subnets == subnet.Subnets{} })
 }

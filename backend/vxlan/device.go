@@ -12,6 +12,10 @@ import (
 	"github.com/ripstop-net/ripstop/subnet"
 )
 
+// Overhead is what the tunnel adds to an inner packet, in bytes, by the family of the
+// outer one.
+func Overhead(f subnet.Family) int { return overhead[f] }
+
 // overhead is what the tunnel adds to an inner packet, in bytes, by the outer
 // family: its header, UDP (8), VXLAN (8) and the inner Ethernet header (14);
 // RFC 7348 section 5.
@@ -82,14 +86,30 @@ type Self struct {
 func (o Options) Planner(s plan.Self) plan.Planner { return Self{Self: s, Options: o} }
 
 // Endpoints implements plan.Options.
-func (o Options) Endpoints(node string, public subnet.PerFamily[netip.Addr]) subnet.PerFamily[subnet.Endpoint] {
+func (o Options) Endpoints(self plan.Self, public subnet.PerFamily[netip.Addr]) subnet.PerFamily[subnet.Endpoint] {
 	var out subnet.PerFamily[subnet.Endpoint]
 	for _, f := range subnet.Families {
 		if public[f].IsValid() {
-			out[f] = subnet.Endpoint{PublicIP: public[f], VNI: o.VNI, MAC: DeviceMAC(node, f, o.VNI)}
+			out[f] = subnet.Endpoint{PublicIP: public[f], VNI: o.VNI, MAC: Self{self, o}.mac(f)}
 		}
 	}
 	return out
+}
+
+// device names the device of a family.
+func (s Self) device(f subnet.Family) string {
+	if name := s.Devices[f].Name; name != "" {
+		return name
+	}
+	return DeviceName(f, s.Options.VNI)
+}
+
+// mac is that of the device of a family.
+func (s Self) mac(f subnet.Family) subnet.MAC {
+	if mac := s.Devices[f].MAC; mac != (subnet.MAC{}) {
+		return mac
+	}
+	return DeviceMAC(s.Node, f, s.Options.VNI)
 }
 
 // Own returns the entries that the node owes for itself: a device and its
@@ -105,10 +125,13 @@ func (s Self) Own() ([]backend.Entry, error) {
 		if err != nil {
 			return nil, err
 		}
-		name := DeviceName(f, s.Options.VNI)
+		name, lower := s.device(f), ""
+		if s.Devices[f].Name != "" {
+			lower = s.Underlay[f].Interface
+		}
 		out = append(out, backend.Device{
 			Name: name, VNI: s.Options.VNI, Port: s.Options.Port, Local: s.Underlay[f].Addr,
-			MAC: backend.MAC(DeviceMAC(s.Node, f, s.Options.VNI)), MTU: mtu, NoTxChecksum: s.NoTxChecksum,
+			MAC: backend.MAC(s.mac(f)), MTU: mtu, NoTxChecksum: s.NoTxChecksum, Lower: lower,
 		}, backend.Address{Dev: name, Prefix: hostPrefix(s.Subnets[f])})
 	}
 	return out, nil

@@ -25,7 +25,7 @@ func (s Self) Check(l subnet.Lease) error {
 // that both have: an FDB entry (the peer's MAC is at its public address), a
 // neighbour (the gateway to its subnet has that MAC), a nexthop via the gateway
 // and the route to its subnet. With DirectRouting a peer whose public address is
-// on the link owes a plain route alone. A route bears the peer's MTU where that is
+// on the link, and its own, owes a plain route alone. A route bears the peer's MTU where that is
 // smaller than the node's own. The lease has passed [subnet.Config.CheckPeer].
 func (s Self) Peer(l subnet.Lease) []backend.Entry {
 	var out []backend.Entry
@@ -39,11 +39,11 @@ func (s Self) Peer(l subnet.Lease) []backend.Entry {
 			continue
 		}
 		e, u := l.Endpoints[f], s.Underlay[f]
-		if s.Options.DirectRouting && u.Reaches(e.PublicIP) {
+		if s.Options.DirectRouting && u.Reaches(e) {
 			out = append(out, u.Direct(l.Subnets[f], e.PublicIP, mtu))
 			continue
 		}
-		dev := DeviceName(f, s.Options.VNI)
+		dev := s.device(f)
 		via := backend.Nexthop{Dev: dev, Gateway: Gateway(l.Subnets[f])}
 		out = append(out,
 			backend.FDB{Dev: dev, MAC: backend.MAC(e.MAC), Remote: e.PublicIP},
