@@ -12,11 +12,15 @@ import (
 // Firewall keeps the host's packet filter as the node needs it.
 type Firewall interface {
 	// Begin says what network it is for: the pods' address spaces, the node's own
-	// part of them, the names of the VXLAN devices, and the tunnel's VNI and
-	// port. It comes once, before all else.
-	Begin(ranges, own subnet.Subnets, devices subnet.PerFamily[string], vni uint32, port uint16)
+	// Begin says what network it is for: the pods' address spaces, the node's own
+	// part of them, the names of the VXLAN devices, the addresses of this host that
+	// peers may send to, the tunnel's VNI and port, and whether the node was
+	// flannel's, whose rules go once ours stand. It comes before all else, and again
+	// where something of it is another.
+	Begin(ranges, own subnet.Subnets, devices subnet.PerFamily[string], at subnet.PerFamily[[]netip.Addr], vni uint32, port uint16, flannels bool)
 	// Update changes which public addresses are peers'. The first one brings all
-	// that are known. When it returns, those that came may pass.
+	// that are known. When it returns, those that came may pass, or it would have
+	// taken too long, and they may in a moment.
 	Update(release, owe []netip.Addr)
 	// SetCareful tells whether peers may be missing among those that are known.
 	SetCareful(careful bool)
@@ -34,9 +38,10 @@ func (n *Node) UseFirewall(f Firewall) { n.firewall = f }
 // noFirewall keeps no rules.
 type noFirewall struct{}
 
-func (noFirewall) Begin(subnet.Subnets, subnet.Subnets, subnet.PerFamily[string], uint32, uint16) {}
-func (noFirewall) Update([]netip.Addr, []netip.Addr)                                              {}
-func (noFirewall) SetCareful(bool)                                                                {}
+func (noFirewall) Begin(subnet.Subnets, subnet.Subnets, subnet.PerFamily[string], subnet.PerFamily[[]netip.Addr], uint32, uint16, bool) {
+}
+func (noFirewall) Update([]netip.Addr, []netip.Addr) {}
+func (noFirewall) SetCareful(bool)                   {}
 
 func (noFirewall) Run(ctx context.Context, tried func()) error {
 	tried()
@@ -46,12 +51,17 @@ func (noFirewall) Run(ctx context.Context, tried func()) error {
 
 func (noFirewall) Report(context.Context) status.Firewall { return status.Firewall{} }
 
-// beginFirewall says what is known of the network once there is a lease.
-// A backend without a device has no tunnel to guard.
-func beginFirewall(filter Firewall, p prepared, own []backend.Entry) {
+// beginFirewall says what is known of the network once there is a lease, and where
+// the node is. A backend without a device has no tunnel to guard.
+func beginFirewall(filter Firewall, config subnet.Config, at site, own []backend.Entry, flannels bool) {
 	var ranges subnet.Subnets
-	for _, f := range p.config.Families() {
-		ranges[f] = p.config.Ranges[f].Network
+	var here subnet.PerFamily[[]netip.Addr]
+	for _, f := range config.Families() {
+		ranges[f] = config.Ranges[f].Network
+		here[f] = append(here[f], at.self.Underlay[f].Addr)
+		if a := at.public[f]; a != here[f][0] { // Another interface may have it.
+			here[f] = append(here[f], a)
+		}
 	}
 	var devices subnet.PerFamily[string]
 	var vni uint32
@@ -61,7 +71,7 @@ func beginFirewall(filter Firewall, p prepared, own []backend.Entry) {
 			devices[subnet.FamilyOf(d.Local)], vni, port = d.Name, d.VNI, d.Port
 		}
 	}
-	filter.Begin(ranges, p.self.Subnets, devices, vni, port)
+	filter.Begin(ranges, at.self.Subnets, devices, here, vni, port, flannels)
 }
 
 // runFirewall runs the firewall and returns a channel that is closed after its

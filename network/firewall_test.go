@@ -2,6 +2,7 @@ package network
 
 import (
 	"context"
+	"fmt"
 	"net/netip"
 	"slices"
 	"sync"
@@ -19,21 +20,42 @@ type fakeFirewall struct {
 	rig *rig
 	try chan struct{} // Run calls tried when this is closed.
 
-	mu      sync.Mutex
-	began   int
-	port    uint16
-	ranges  subnet.Subnets
-	let     map[netip.Addr]int
-	careful []bool
-	late    []netip.Addr
-	report  status.Firewall
+	mu    sync.Mutex
+	began int
+	// flannels is what Begin was told of them each time.
+	flannels []bool
+	port     uint16
+	ranges   subnet.Subnets
+	at       subnet.PerFamily[[]netip.Addr]
+	ats      []string // What at was, each after another, for IPv4.
+	let      map[netip.Addr]int
+	careful  []bool
+	late     []netip.Addr
+	report   status.Firewall
 }
 
-func (f *fakeFirewall) Begin(ranges, _ subnet.Subnets, _ subnet.PerFamily[string], _ uint32, port uint16) {
+func (f *fakeFirewall) Begin(ranges, _ subnet.Subnets, _ subnet.PerFamily[string], at subnet.PerFamily[[]netip.Addr], _ uint32, port uint16, flannels bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.began++
-	f.port, f.ranges = port, ranges
+	f.flannels = append(f.flannels, flannels)
+	f.port, f.ranges, f.at = port, ranges, at
+	if now := fmt.Sprint(at[subnet.V4]); len(f.ats) == 0 || f.ats[len(f.ats)-1] != now {
+		f.ats = append(f.ats, now)
+	}
+}
+
+// places are where peers were said to send to, one after another, since forget.
+func (f *fakeFirewall) places() []string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.Clone(f.ats)
+}
+
+func (f *fakeFirewall) forget() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.ats = nil
 }
 
 func (f *fakeFirewall) Update(release, owe []netip.Addr) {
@@ -86,6 +108,13 @@ func (f *fakeFirewall) lets(addrs ...string) bool {
 	return len(f.let) == len(addrs) && !slices.ContainsFunc(addrs, func(a string) bool { return f.let[netip.MustParseAddr(a)] != 1 })
 }
 
+// lent is how many peers an address is let in for.
+func (f *fakeFirewall) lent(addr string) int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.let[netip.MustParseAddr(addr)]
+}
+
 // sends tells whether the kernel has an FDB entry to a peer.
 func (r *rig) sends(to netip.Addr) bool {
 	for e := range r.kernel.State().OfKind(backend.KindFDB) {
@@ -100,6 +129,7 @@ func (r *rig) sends(to netip.Addr) bool {
 // and the node is ready only once the rules have been tried.
 func TestFirewallFollowsThePeers(t *testing.T) {
 	r := newRig(t)
+	r.tune = func(n *Node) { n.movedGrace = 300 * time.Millisecond }
 	r.join(7)
 	f := &fakeFirewall{rig: r, try: make(chan struct{}), let: map[netip.Addr]int{}}
 	r.firewall = f
@@ -117,8 +147,9 @@ func TestFirewallFollowsThePeers(t *testing.T) {
 	r.eventually("the second peer is let in", func() bool { return f.lets("10.99.0.7", "10.99.0.8") })
 	moved.Endpoints[subnet.V4].PublicIP = netip.MustParseAddr("10.99.0.88")
 	r.store.Put(moved.Subnets.Key(), moved.Record(), true)
-	r.eventually("the new address alone is let in", func() bool { return f.lets("10.99.0.7", "10.99.0.88") })
+	r.eventually("the new address is let in beside the old one", func() bool { return f.lets("10.99.0.7", "10.99.0.8", "10.99.0.88") })
 	r.eventually("the new address is sent to", func() bool { return r.sends(netip.MustParseAddr("10.99.0.88")) })
+	r.eventually("the new address alone is let in", func() bool { return f.lets("10.99.0.7", "10.99.0.88") })
 	r.store.Delete(moved.Subnets.Key())
 	r.eventually("the peer that left is not let in", func() bool { return f.lets("10.99.0.7") })
 	f.mu.Lock()

@@ -90,6 +90,17 @@ func portOf(s *netlink.Conn) (port uint32, err error) {
 	return port, errors.Join(err, failed)
 }
 
+// lacksPart tells whether an errno is one by which a kernel refuses rules for the lack
+// of a module.
+func lacksPart(err error) bool {
+	for _, errno := range []error{unix.ENOENT, unix.EOPNOTSUPP, unix.EPROTONOSUPPORT, unix.EINVAL} {
+		if errors.Is(err, errno) {
+			return true
+		}
+	}
+	return false
+}
+
 // explain names the module that the errno of a refused ruleset speaks of.
 func explain(err error) error {
 	switch {
@@ -100,7 +111,7 @@ func explain(err error) error {
 	case errors.Is(err, unix.EPROTONOSUPPORT), errors.Is(err, unix.EAFNOSUPPORT), errors.Is(err, unix.EOPNOTSUPP):
 		return fmt.Errorf("%w: the kernel lacks nftables (module nf_tables, with family inet)", err)
 	case errors.Is(err, unix.ENOENT):
-		return fmt.Errorf("%w: the kernel may lack a part of nftables (modules nft_ct, nft_masq, nft_fib_inet, nft_chain_nat)", err)
+		return fmt.Errorf("%w: the kernel may lack a part of nftables (modules nft_ct, nft_masq, nft_chain_nat)", err)
 	case errors.Is(err, unix.EMSGSIZE):
 		return fmt.Errorf("%w: the socket's buffer is too small and may not be made larger (CAP_NET_ADMIN in the first user namespace)", err)
 	}

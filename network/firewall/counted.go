@@ -39,6 +39,9 @@ func (f *Firewall) count(ctx context.Context) {
 	f.counted.see(o.dropped)
 	now := f.counted.Packets
 	f.note(func(s *Status) { s.Dropped = now })
+	if !f.forgetful && (now > before || now > 0 && !f.counted.seen) {
+		f.meet(ctx)
+	}
 	if f.counted.seen && now > before && time.Since(f.counted.said) > sayEvery {
 		f.counted.said = time.Now()
 		f.log.Warn("VXLAN packets of this network from addresses of no peer were dropped: they are forged, or a node sends from another address than it publishes (--guard=off lets them in)",

@@ -22,7 +22,8 @@ type Finding struct {
 	Rule string
 	// Traffic says what it drops.
 	Traffic string
-	// Mend is a command that lets the traffic pass.
+	// Mend is a command that lets the traffic pass; one that shows the rules where they
+	// could not be read.
 	Mend string
 	// Certain is false where rules are there that cannot be read.
 	Certain bool
@@ -40,9 +41,13 @@ func (f Finding) String() string {
 // mostFindings bounds how many are told.
 const mostFindings = 20
 
-// findings are the rules that drop a probe for certain.
+// findings are the rules that drop a probe for certain, and the chains at the hook
+// beyond which there are too many to read all that the probe may meet.
 func (o *others) findings(n Network) []Finding {
-	type key struct{ table, chain, rule string }
+	type key struct {
+		table, chain, rule string
+		certain            bool
+	}
 	traffic := map[key][]string{}
 	mends := map[key][]string{}
 	for _, p := range probes(n) {
@@ -51,12 +56,14 @@ func (o *others) findings(n Network) []Finding {
 				continue
 			}
 			t := trial{others: o, probe: p}
-			if !t.base(base) {
+			k := key{base.key.table.String(), base.key.name, fmt.Sprintf("%d chains beyond the first %d, which are not read", o.unread, mostChains), false}
+			if t.base(base) {
+				k = key{t.by.key.table.String(), t.by.key.name, "policy drop", true}
+				if t.at >= 0 {
+					k.rule = describe(t.by.rules[t.at])
+				}
+			} else if !t.unread {
 				continue
-			}
-			k := key{t.by.key.table.String(), t.by.key.name, "policy drop"}
-			if t.at >= 0 {
-				k.rule = describe(t.by.rules[t.at])
 			}
 			if !slices.Contains(traffic[k], p.traffic) {
 				traffic[k] = append(traffic[k], p.traffic)
@@ -68,7 +75,7 @@ func (o *others) findings(n Network) []Finding {
 	}
 	var out []Finding
 	for k, what := range traffic {
-		out = append(out, Finding{Table: k.table, Chain: k.chain, Rule: k.rule, Traffic: strings.Join(what, ", "), Mend: strings.Join(mends[k], "; "), Certain: true})
+		out = append(out, Finding{Table: k.table, Chain: k.chain, Rule: k.rule, Traffic: strings.Join(what, ", "), Mend: strings.Join(mends[k], "; "), Certain: k.certain})
 	}
 	slices.SortFunc(out, func(a, b Finding) int { return strings.Compare(a.String(), b.String()) })
 	return out[:min(len(out), mostFindings)]
@@ -101,9 +108,9 @@ func (f *Firewall) keepOthers(c *conn, n Network) error {
 	if err := inNamespace(f.ns, n.look); err != nil {
 		return fmt.Errorf("list interfaces: %w", err)
 	}
-	o, err := c.readOthers()
+	o, err := f.readOthers(c, n)
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EINTR) { // Changed meanwhile.
-		o, err = c.readOthers()
+		o, err = f.readOthers(c, n)
 	}
 	if err != nil {
 		return fmt.Errorf("read others' rules: %w", err)
@@ -122,13 +129,26 @@ func (f *Firewall) keepOthers(c *conn, n Network) error {
 		for _, change := range changes {
 			f.log.Info("iptables' forward rules changed for pods' traffic", zap.Stringer("change", change))
 		}
-		if o, err = c.readOthers(); err != nil {
+		if o, err = f.readOthers(c, n); err != nil {
 			return fmt.Errorf("read others' rules: %w", err)
 		}
 	}
 	f.found = o.findings(n)
 	f.tell()
+	if n.Flannels && !f.succeeded {
+		return f.succeed(c)
+	}
 	return nil
+}
+
+// readOthers reads others' rules; flannel's are left out where they are to go, for ours
+// must do without them.
+func (f *Firewall) readOthers(c *conn, n Network) (*others, error) {
+	o, err := c.readOthers(mostChains)
+	if err == nil && n.Flannels && !f.succeeded {
+		o = o.withoutFlannels()
+	}
+	return o, err
 }
 
 // look finds by their addresses which interfaces of the host pods are behind: a

@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/google/nftables"
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
 
@@ -53,16 +54,26 @@ type Firewall struct {
 	have *addresses
 	// room is the size of the sets, 0 where there are none.
 	room uint32
-	// settled says that the table was as wanted once.
+	// settled says that the table was as wanted once, and planned what was wanted
+	// then, but for the sets.
 	settled bool
+	planned []string
 	fight   fight
-	reading reading
-	tries   int
+	// succeeded says that flannel's rules are gone, as far as they are to go.
+	succeeded bool
+	reading   reading
+	tries     int
+	// blind is why others' rules could not be read when they were last to be.
+	blind error
 	// found is what nftables shows in the way, nil if it was not looked at; said
 	// has what was told of it and of legacy iptables.
 	found   []Finding
 	said    map[string]bool
 	counted dropped
+	// forgetful says that the kernel does not take what notes strangers.
+	forgetful bool
+	// write is [conn.writeOwn], but for tests.
+	write func(*conn, Ruleset, []netip.Addr, nftables.CounterObj) error
 }
 
 // Status is what there is to be told of the rules.
@@ -75,8 +86,10 @@ type Status struct {
 	// that undid what another hand had done; LastHeal is when the last was.
 	Writes, Heals uint64
 	LastHeal      time.Time
-	// Dropped counts the packets that the guard dropped.
-	Dropped uint64
+	// Dropped counts the packets that the guard dropped, Strangers are those who
+	// sent them lately, the busiest first.
+	Dropped   uint64
+	Strangers []Stranger
 	// Err is why the rules are not as wanted, nil if they are.
 	Err error
 }
@@ -101,7 +114,7 @@ func open(ns *os.File, opts Options, log *zap.Logger) (*Firewall, error) {
 	}
 	f := &Firewall{
 		opts: opts, log: log, ns: ns, listenBuffer: listenerBuffer, kick: make(chan struct{}, 1), turn: make(chan struct{}, 1),
-		peers: newAddresses(), changed: map[netip.Addr]struct{}{}, said: map[string]bool{},
+		peers: newAddresses(), changed: map[netip.Addr]struct{}{}, said: map[string]bool{}, write: (*conn).writeOwn,
 	}
 	f.turn <- struct{}{}
 	return f, nil
@@ -117,15 +130,16 @@ func closeFile(f *os.File) error {
 // Close frees what was taken. Rules stay as they are.
 func (f *Firewall) Close() error {
 	<-f.turn
-	defer func() { f.turn <- struct{}{} }()
+	defer f.give()
 	f.drop()
 	return closeFile(f.ns)
 }
 
-// Begin says what network the rules are for. It comes before the first Update.
-func (f *Firewall) Begin(ranges, own subnet.Subnets, devices subnet.PerFamily[string], vni uint32, port uint16) {
+// Begin says what network the rules are for, and whether flannel's are to go once ours
+// stand. It comes before the first Update, and again where something of it is another.
+func (f *Firewall) Begin(ranges, own subnet.Subnets, devices subnet.PerFamily[string], at subnet.PerFamily[[]netip.Addr], vni uint32, port uint16, flannels bool) {
 	f.mu.Lock()
-	f.network, f.begun = Network{Ranges: ranges, Own: own, Devices: devices, VNI: vni, Port: port}, true
+	f.network, f.begun = Network{Ranges: ranges, Own: own, Devices: devices, At: at, VNI: vni, Port: port, Flannels: flannels}, true
 	f.mu.Unlock()
 	f.heard.all()
 	f.wake()
@@ -134,7 +148,8 @@ func (f *Firewall) Begin(ranges, own subnet.Subnets, devices subnet.PerFamily[st
 // Update changes which addresses are peers': first it adds, then it takes back.
 // An address that two owe goes with the last of them. The first Update must bring
 // all that are known. It returns when the added ones may pass the guard, or the
-// kernel refused, which is tried again; what goes, goes a moment later.
+// kernel refused or took longer than updateTime, which is tried again; what goes,
+// goes a moment later.
 func (f *Firewall) Update(release, owe []netip.Addr) {
 	f.mu.Lock()
 	first := !f.told
@@ -164,10 +179,14 @@ func (f *Firewall) Update(release, owe []netip.Addr) {
 	if !guarding || len(owe) == 0 && !first {
 		return
 	}
-	<-f.turn
-	defer func() { f.turn <- struct{}{} }()
+	ctx, cancel := context.WithTimeout(context.Background(), updateTime)
+	defer cancel()
+	if f.take(ctx) != nil {
+		return
+	}
+	defer f.give()
 	if f.have == nil || f.crowded() {
-		f.pass(context.Background())
+		f.pass(ctx, false)
 		return
 	}
 	var fresh []netip.Addr
@@ -178,9 +197,25 @@ func (f *Firewall) Update(release, owe []netip.Addr) {
 	}
 	if len(fresh) > 0 {
 		// A failure is tried again by the pass, and told there.
-		_ = f.try(context.Background(), func(c *conn) error { return f.changePeers(c, fresh, nil) })
+		_ = f.try(ctx, func(c *conn) error { return f.changePeers(c, fresh, nil) })
 	}
 }
+
+// updateTime bounds how long who tells of peers waits for the guard: for a pass that
+// is at work, and for a kernel that is kept busy by another's transaction.
+const updateTime = 2 * time.Second
+
+// take waits for the turn, which give hands back.
+func (f *Firewall) take(ctx context.Context) error {
+	select {
+	case <-f.turn:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (f *Firewall) give() { f.turn <- struct{}{} }
 
 func (f *Firewall) crowded() bool {
 	f.mu.Lock()
@@ -200,24 +235,24 @@ func (f *Firewall) SetCareful(careful bool) {
 
 // Status returns what there is to tell, with the guard's count as it is now.
 func (f *Firewall) Status(ctx context.Context) Status {
-	select {
-	case <-f.turn:
+	if f.take(ctx) == nil {
 		f.count(ctx)
-		f.turn <- struct{}{}
-	case <-ctx.Done():
+		f.give()
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	s := f.status
-	s.Findings = slices.Clone(s.Findings)
+	s.Findings, s.Strangers = slices.Clone(s.Findings), slices.Clone(s.Strangers)
 	return s
 }
 
 // Find names what [Firewall.Remove] would take away, a line for each. A kernel
 // without nftables has nothing of ours.
 func (f *Firewall) Find(ctx context.Context) (ours []string, err error) {
-	<-f.turn
-	defer func() { f.turn <- struct{}{} }()
+	if err := f.take(ctx); err != nil {
+		return nil, err
+	}
+	defer f.give()
 	err = f.with(ctx, func(c *conn) error {
 		o, err := c.readOwn()
 		if err != nil {
@@ -226,7 +261,7 @@ func (f *Firewall) Find(ctx context.Context) (ours []string, err error) {
 		if o.exists {
 			ours = append(ours, "nftables table inet "+TableName)
 		}
-		others, err := c.readOthers()
+		others, err := c.readOthers(mostChains)
 		if err != nil {
 			return err
 		}
@@ -244,8 +279,10 @@ func (f *Firewall) Find(ctx context.Context) (ours []string, err error) {
 // Remove takes away all that is ours: the table, and the rules among iptables'.
 // It is not to be called while Run is at work.
 func (f *Firewall) Remove(ctx context.Context) error {
-	<-f.turn
-	defer func() { f.turn <- struct{}{} }()
+	if err := f.take(ctx); err != nil {
+		return err
+	}
+	defer f.give()
 	f.have, f.settled = nil, false
 	return f.with(ctx, func(c *conn) error {
 		return errors.Join(c.deleteOwn(), c.unmend())

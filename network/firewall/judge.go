@@ -42,7 +42,9 @@ func probes(n Network) []probe {
 		tunnel := side{name: n.Devices[f]}
 		pods := side{name: n.pods[f], not: append([]string{n.Devices[f], "lo"}, n.elsewhere...)}
 		outside := side{not: []string{n.Devices[f], "lo"}}
-		near := n.Own[f].Addr().Next().Next()
+		// No pod has the last address of a subnet, so that a rule for one pod alone, such as
+		// Docker's for a published port, does not stand for what becomes of all.
+		near := lastOf(n.Own[f])
 		far := n.Ranges[f].Addr().Next()
 		if n.Own[f].Contains(far) {
 			far = lastOf(n.Ranges[f])
@@ -80,6 +82,8 @@ type trial struct {
 	*others
 	probe  probe
 	unsure bool
+	// unread says that it may have gone through a chain that was not read.
+	unread bool
 	steps  int
 	// by is the rule that dropped the packet, and top the index of the rule in
 	// the base chain that led there.
@@ -98,7 +102,7 @@ const (
 // base follows the packet through a base chain. It tells whether it is dropped
 // for certain; then by is where and at which rule, or -1 for the policy.
 func (t *trial) base(c *otherChain) bool {
-	t.unsure, t.by, t.at = false, nil, -1
+	t.unsure, t.unread, t.by, t.at = false, false, nil, -1
 	t.top = len(c.rules)
 	f := t.chain(c, 0)
 	if f != accepted && f != refused && c.drop {
@@ -157,8 +161,8 @@ func (t *trial) chain(c *otherChain, depth int) fate {
 // leads follows a jump or a goto.
 func (t *trial) leads(c *otherChain, m matched, depth int) fate {
 	to := t.chains[chainKey{c.key.table, m.verdict.Chain}]
-	if to == nil {
-		t.unsure = true
+	if to == nil || to.unread {
+		t.unsure, t.unread = true, true
 		return passes
 	}
 	by, at := t.by, t.at

@@ -215,7 +215,7 @@ func TestFindings(t *testing.T) {
 			w := writer{t, c, test.table}
 			test.write(w)
 			w.done()
-			o, err := c.readOthers()
+			o, err := c.readOthers(mostChains)
 			if err != nil {
 				t.Fatal(err)
 			}

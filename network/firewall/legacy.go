@@ -35,7 +35,7 @@ func legacyFindings(ns *os.File, n Network) []Finding {
 			return err
 		})
 		if err != nil {
-			found = &Finding{Rule: fmt.Sprintf("unreadable: %v", err), Mend: legacyTools[f] + " -S FORWARD shows them"}
+			found = &Finding{Rule: fmt.Sprintf("unreadable: %v", err), Mend: legacyTools[f] + " -S FORWARD"}
 		}
 		if found != nil {
 			found.Table, found.Chain = subnet.PerFamily[string]{"legacy ip", "legacy ip6"}[f]+" "+filterTable, forwardChain
@@ -65,15 +65,9 @@ func inNamespace(ns *os.File, fn func() error) error {
 }
 
 func legacyFinding(f subnet.Family, n Network) (*Finding, error) {
-	names, err := os.ReadFile(legacyNames[f])
-	if errors.Is(err, os.ErrNotExist) || errors.Is(err, os.ErrPermission) {
-		return nil, nil // The kernel has no legacy iptables.
-	}
-	if err != nil {
+	used, err := legacyTables(f)
+	if err != nil || !slices.Contains(used, filterTable) {
 		return nil, err
-	}
-	if !slices.Contains(strings.Fields(string(names)), filterTable) {
-		return nil, nil
 	}
 	drop, rules, err := legacyForward(f)
 	if err != nil {
@@ -87,7 +81,7 @@ func legacyFinding(f subnet.Family, n Network) (*Finding, error) {
 	case drop:
 		return &Finding{Rule: fmt.Sprintf("policy drop, after %d rules", rules), Mend: mend}, nil
 	case rules > 0:
-		return &Finding{Rule: fmt.Sprintf("%d rules", rules), Mend: mend + " (" + tool + " -S FORWARD shows them)"}, nil
+		return &Finding{Rule: fmt.Sprintf("%d rules (%s -S FORWARD)", rules, tool), Mend: mend}, nil
 	}
 	return nil, nil
 }
@@ -122,29 +116,11 @@ const mostLegacy = 64 << 20
 // legacyForward reads the chain FORWARD of the table filter of legacy iptables:
 // its policy, and how many rules come before it.
 func legacyForward(f subnet.Family) (drop bool, rules int, err error) {
-	fd, err := unix.Socket(socketDomain[f], unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW)
+	info, entries, err := legacyEntries(f, filterTable)
 	if err != nil {
 		return false, 0, err
 	}
-	defer func() { _ = unix.Close(fd) }()
-	info := make([]byte, infoLen)
-	copy(info, filterTable)
-	if err := getsockopt(fd, socketLevels[f], optInfo, info); err != nil {
-		return false, 0, err
-	}
-	word := func(b []byte, at int) int { return int(binary.NativeEndian.Uint32(b[at:])) }
-	size := word(info, sizeAt)
 	from, to := word(info, hookAt+4*unix.NF_INET_FORWARD), word(info, underAt+4*unix.NF_INET_FORWARD)
-	if size > mostLegacy {
-		return false, 0, fmt.Errorf("%w: %d bytes", errOddTable, size)
-	}
-	table := make([]byte, entriesAt+size)
-	copy(table, filterTable)
-	binary.NativeEndian.PutUint32(table[nameLen:], uint32(size))
-	if err := getsockopt(fd, socketLevels[f], optEntries, table); err != nil {
-		return false, 0, err
-	}
-	entries := table[entriesAt:]
 	for at := from; ; rules++ {
 		if at < 0 || at+targetAt[f]+4 > len(entries) {
 			return false, 0, errOddTable
@@ -164,6 +140,45 @@ func legacyForward(f subnet.Family) (drop bool, rules int, err error) {
 		at += next
 	}
 }
+
+// legacyTables are the tables of legacy iptables that are in use. A kernel without it
+// has none.
+func legacyTables(f subnet.Family) ([]string, error) {
+	names, err := os.ReadFile(legacyNames[f])
+	if errors.Is(err, os.ErrNotExist) || errors.Is(err, os.ErrPermission) {
+		return nil, nil
+	}
+	return strings.Fields(string(names)), err
+}
+
+// legacyEntries reads a table of legacy iptables: what describes it (struct
+// ipt_getinfo), and its rules.
+func legacyEntries(f subnet.Family, name string) (info, entries []byte, err error) {
+	fd, err := unix.Socket(socketDomain[f], unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer func() { _ = unix.Close(fd) }()
+	info = make([]byte, infoLen)
+	copy(info, name)
+	if err := getsockopt(fd, socketLevels[f], optInfo, info); err != nil {
+		return nil, nil, err
+	}
+	size := word(info, sizeAt)
+	if size > mostLegacy {
+		return nil, nil, fmt.Errorf("%w: %d bytes", errOddTable, size)
+	}
+	table := make([]byte, entriesAt+size)
+	copy(table, name)
+	binary.NativeEndian.PutUint32(table[nameLen:], uint32(size))
+	if err := getsockopt(fd, socketLevels[f], optEntries, table); err != nil {
+		return nil, nil, err
+	}
+	return info, table[entriesAt:], nil
+}
+
+// word reads a number of the kernel's.
+func word(b []byte, at int) int { return int(binary.NativeEndian.Uint32(b[at:])) }
 
 // getsockopt reads an option that is a struct of any size, in and out.
 func getsockopt(fd, level, name int, value []byte) error {

@@ -57,10 +57,8 @@ func (f *Firewall) loop(ctx context.Context, tried func()) error {
 			audit = now.Add(auditEvery/2 + rand.N(auditEvery))
 		}
 		next := audit
-		select {
-		case <-ctx.Done():
+		if f.take(ctx) != nil {
 			return nil
-		case <-f.turn:
 		}
 		if !count.After(now) {
 			f.count(ctx)
@@ -69,9 +67,9 @@ func (f *Firewall) loop(ctx context.Context, tried func()) error {
 			}
 			count = now.Add(countEvery)
 		}
-		next = earlier(earlier(next, count), f.pass(ctx))
+		next = earlier(earlier(next, count), f.pass(ctx, true))
 		attempted := f.settled || f.tries > 0
-		f.turn <- struct{}{}
+		f.give()
 		if attempted && tried != nil {
 			tried()
 			tried = nil
@@ -92,9 +90,10 @@ func earlier(a, b time.Time) time.Time {
 	return b
 }
 
-// pass makes the rules as they are wanted. It is for the holder of the turn, and
-// returns when to come back without being woken, zero for no such time.
-func (f *Firewall) pass(ctx context.Context) (again time.Time) {
+// pass makes the rules as they are wanted; look says whether others' may be read as
+// well, of which there may be many. It is for the holder of the turn, and returns
+// when to come back without being woken, zero for no such time.
+func (f *Firewall) pass(ctx context.Context, look bool) (again time.Time) {
 	f.mu.Lock()
 	network, ready := f.network, f.begun && f.told
 	f.mu.Unlock()
@@ -106,6 +105,10 @@ func (f *Firewall) pass(ctx context.Context) (again time.Time) {
 	if own && f.fight.until.After(now) {
 		f.heard.putBack(true, false, hand)
 		own, again = false, f.fight.until
+	}
+	if others && !look {
+		f.heard.putBack(false, true, "")
+		others = false
 	}
 	if at := f.reading.allowed(now); others && at.After(now) {
 		f.heard.putBack(false, true, "")
@@ -129,7 +132,10 @@ func (f *Firewall) pass(ctx context.Context) (again time.Time) {
 		if err = f.with(ctx, func(c *conn) error { return f.keepOthers(c, network) }); err != nil {
 			f.heard.putBack(false, true, "")
 		}
+		f.blind = err
 		f.reading.spent += time.Since(began)
+	} else if err == nil {
+		err = f.blind
 	}
 	if ctx.Err() != nil {
 		return time.Time{}
@@ -215,12 +221,12 @@ func (f *Firewall) keepOwn(c *conn, n Network, w wish, doubt bool, hand string) 
 	healed := false
 	grown := f.have != nil && w.count > int(f.room)
 	if doubt || grown {
-		before, was := f.have, f.settled
+		before, was, planned := f.have, f.settled, f.planned
 		wrote, err := f.settle(c, n, w)
 		if err != nil {
 			return err
 		}
-		healed = was && !grown && (wrote || before != nil && !before.equal(f.have))
+		healed = was && !grown && slices.Equal(planned, f.planned) && (wrote || before != nil && !before.equal(f.have))
 	}
 	if f.room == 0 {
 		f.have = nil
@@ -239,10 +245,12 @@ func (f *Firewall) settle(c *conn, n Network, w wish) (wrote bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	want := Plan(f.opts, n, w.count)
+	opts, room := f.opts, w.count
+	opts.forgetful = f.forgetful
 	if w.careful { // There may be more in it.
-		want = Plan(f.opts, n, w.count+have.peers.len())
+		room += have.peers.len()
 	}
+	want := Plan(opts, n, room)
 	want.widen(have.size)
 	if !slices.Equal(have.skeleton, want.skeleton()) {
 		peers := w.peers
@@ -250,7 +258,10 @@ func (f *Firewall) settle(c *conn, n Network, w wish) (wrote bool, err error) {
 			peers = union(peers, have.peers)
 		}
 		f.counted.see(have.dropped)
-		if err := c.writeOwn(want, peers, f.counted.CounterObj); err != nil {
+		if err := f.write(c, want, peers, f.counted.CounterObj); err != nil {
+			if lacksPart(err) { // It may be that by which strangers are noted: the next try does without, or again with it.
+				f.forgetful = !f.forgetful
+			}
 			return false, err
 		}
 		wrote = true
@@ -266,7 +277,7 @@ func (f *Firewall) settle(c *conn, n Network, w wish) (wrote bool, err error) {
 			f.log.Info("firewall rules written", zap.Int("rules", want.rules()), zap.Int("peers", have.peers.len()))
 		}
 	}
-	f.have, f.settled, f.room = have.peers, true, 0
+	f.have, f.settled, f.planned, f.room = have.peers, true, Ruleset{Chains: want.Chains}.skeleton(), 0
 	if len(want.Sets) > 0 {
 		f.room = have.size
 	}
@@ -277,7 +288,7 @@ func (f *Firewall) settle(c *conn, n Network, w wish) (wrote bool, err error) {
 // is not written anew because peers went.
 func (r Ruleset) widen(size uint32) {
 	for i := range r.Sets {
-		if size&(size-1) == 0 && size > r.Sets[i].Size {
+		if size&(size-1) == 0 && size > r.Sets[i].Size && r.Sets[i].Lasts == 0 {
 			r.Sets[i].Size = size
 		}
 	}

@@ -218,7 +218,7 @@ func (c *conn) applyMends(changes []change) error {
 
 // unmend takes our rules out of iptables' chains.
 func (c *conn) unmend() error {
-	o, err := c.readOthers()
+	o, err := c.readOthers(mostChains)
 	if err != nil {
 		return err
 	}

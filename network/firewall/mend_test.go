@@ -2,6 +2,7 @@ package firewall
 
 import (
 	"context"
+	"net/netip"
 	"slices"
 	"testing"
 	"time"
@@ -10,6 +11,7 @@ import (
 	"github.com/google/nftables/expr"
 
 	"github.com/ripstop-net/ripstop/backend/kernel/kerneltest"
+	"github.com/ripstop-net/ripstop/subnet"
 )
 
 // text is a chain's rules as text.
@@ -72,6 +74,17 @@ func TestMendsIPTables(t *testing.T) {
 			w.chain(dockerUser)
 			w.rule(forwardChain, toUser)
 		}, []string{"jump DOCKER-USER"}, []string{ourSource, ourDestination}},
+		// TestDocker (dist/trials) has the real one.
+		"Docker with a published port": {func(w writer) {
+			w.base(forwardChain, 0, dropPolicy)
+			w.chain(dockerUser)
+			w.rule(forwardChain, toUser)
+			first := netip.MustParsePrefix("10.5.7.2/32")
+			w.rule(forwardChain, inPrefix(destinationAt[subnet.V4], first), ifname(expr.MetaKeyOIFNAME, expr.CmpOpEq, "docker0"), tcpPort(80), doAccept)
+			w.rule(forwardChain, ifname(expr.MetaKeyIIFNAME, expr.CmpOpEq, "docker0"), ifname(expr.MetaKeyOIFNAME, expr.CmpOpNeq, "docker0"), doAccept)
+			w.rule(dockerUser, doReturn)
+		}, []string{"jump DOCKER-USER", `ip daddr 10.5.7.2/32 oifname "docker0" meta l4proto tcp th dport 80 accept`, `iifname "docker0" oifname != "docker0" accept`},
+			[]string{ourSource, ourDestination, "return"}},
 		"DOCKER-USER is not led to": {func(w writer) {
 			w.base(forwardChain, 0, dropPolicy)
 			w.chain(dockerUser)
@@ -95,6 +108,7 @@ func TestMendsIPTables(t *testing.T) {
 				t.Fatal(err)
 			}
 			f.Update(nil, nil)
+			f.passNow(t)
 			if got := c.text(t, keyForward); !slices.Equal(got, test.forward) {
 				t.Errorf("FORWARD:\n%q\nwant\n%q", got, test.forward)
 			}
@@ -175,6 +189,7 @@ func TestKeepsForwardRules(t *testing.T) {
 	stop()
 	quiet := openedIn(t, ns, off, networks["ipv4"])
 	quiet.Update(nil, addrs(0, 3))
+	quiet.passNow(t)
 	if got := c.text(t, keyForward); len(got) != 0 {
 		t.Errorf("FORWARD with the option off: %q", got)
 	}
@@ -191,6 +206,7 @@ func TestIdleMakesNoEvent(t *testing.T) {
 	w.base(forwardChain, 0, dropPolicy)
 	w.done()
 	f.Update(nil, addrs(0, 500))
+	f.passNow(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	listener := openedIn(t, ns, everything, networks["dual"])
@@ -237,6 +253,7 @@ func TestRemoveLeavesTheRest(t *testing.T) {
 	before := c.dumpAll(t)
 	f := openedIn(t, ns, everything, n)
 	f.Update(nil, addrs(0, 3))
+	f.passNow(t)
 	if after := c.dumpAll(t); slices.Equal(after, before) {
 		t.Fatal("nothing was written")
 	}

@@ -19,6 +19,8 @@ type others struct {
 	// bases are the chains at the forward hook, in the order of their
 	// priorities.
 	bases []*otherChain
+	// unread counts the chains that are led to and that were one too many.
+	unread int
 }
 
 type chainKey struct {
@@ -34,6 +36,7 @@ type otherChain struct {
 	priority int32
 	drop     bool // The policy.
 	rules    []rule
+	unread   bool // It has rules that are not here.
 }
 
 // otherSet is a set of somebody else's, or a map. elements is nil where it is
@@ -43,15 +46,17 @@ type otherSet struct {
 	elements []nftables.SetElement
 }
 
-// mostChains bounds what is read: a ruleset of more is not understood.
+// mostChains bounds how many chains are read beyond those at the hook, the nearest
+// first. What leads to one that was not is as good as unknown.
 const mostChains = 2000
 
 // filtered are the families whose chains at the forward hook see IP packets.
 // The hooks of others have other numbers.
 var filtered = []nftables.TableFamily{nftables.TableFamilyINet, nftables.TableFamilyIPv4, nftables.TableFamilyIPv6}
 
-// readOthers reads the chains at the forward hook and all that they lead to.
-func (c *conn) readOthers() (*others, error) {
+// readOthers reads the chains at the forward hook and what they lead to, of which
+// at most so many.
+func (c *conn) readOthers(most int) (*others, error) {
 	o := &others{chains: map[chainKey]*otherChain{}, sets: map[setKey]*otherSet{}}
 	chains, err := c.nft.ListChains()
 	if err != nil {
@@ -84,10 +89,13 @@ func (c *conn) readOthers() (*others, error) {
 		if err != nil {
 			return nil, err
 		}
-		todo = append(todo, found...)
-		if len(o.chains) > mostChains {
-			return nil, fmt.Errorf("more than %d chains at the forward hook", mostChains)
+		for _, chain := range found[min(most, len(found)):] {
+			chain.unread = true
+			o.unread++
 		}
+		found = found[:min(most, len(found))]
+		most -= len(found)
+		todo = append(todo, found...)
 	}
 	return o, nil
 }

@@ -96,11 +96,11 @@ func (c *conn) readSets(o *own) error {
 		return fmt.Errorf("list sets: %w", err)
 	}
 	for _, s := range sets {
-		o.skeleton = append(o.skeleton, skeletonSet(s.Name, s.KeyType.Name, s.Size))
-		o.size = max(o.size, s.Size)
+		o.skeleton = append(o.skeleton, skeletonSet(s.Name, s.KeyType.Name, s.Size, s.Timeout))
 		if !slices.Contains(peerSets[:], s.Name) {
 			continue
 		}
+		o.size = max(o.size, s.Size)
 		if err := c.readPeers(s.Name, o.peers); err != nil {
 			return fmt.Errorf("list elements of %s: %w", s.Name, err)
 		}
@@ -137,8 +137,15 @@ func (c *conn) writeOwn(r Ruleset, peers []netip.Addr, dropped nftables.CounterO
 			c.nft.AddObj(&nftables.CounterObj{Table: table, Name: name, Packets: dropped.Packets, Bytes: dropped.Bytes})
 		}
 		for _, s := range r.Sets {
-			if err := c.nft.AddSet(&nftables.Set{Table: table, Name: s.Name, KeyType: setTypes[s.Family], Size: s.Size}, nil); err != nil {
+			made := &nftables.Set{Table: table, Name: s.Name, KeyType: setTypes[s.Family], Size: s.Size}
+			if s.Lasts != 0 {
+				made.Dynamic, made.HasTimeout, made.Timeout = true, true, s.Lasts
+			}
+			if err := c.nft.AddSet(made, nil); err != nil {
 				return err
+			}
+			if s.Lasts != 0 {
+				continue
 			}
 			if err := c.addElements(s.Family, peers); err != nil {
 				return err

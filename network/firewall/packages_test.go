@@ -102,6 +102,7 @@ func TestRealIPTables(t *testing.T) {
 			shell(t, ns, test.setup)
 			before := shell(t, ns, test.tool+" -S")
 			f.Update(nil, addrs(0, 3))
+			f.passNow(t)
 			if got := shell(t, ns, test.tool+" -S"); !strings.Contains(got, test.want) {
 				t.Fatalf("%s lists\n%s\nwithout\n%s", test.tool, got, test.want)
 			}
@@ -136,6 +137,7 @@ func TestRealDockerRulesAreTold(t *testing.T) {
 	shell(t, ns, dockerRules)
 	before := shell(t, ns, "nft list ruleset")
 	f.Update(nil, nil)
+	f.passNow(t)
 	s := f.Status(t.Context())
 	if len(s.Findings) != 1 || s.Findings[0].Rule != "policy drop" || !strings.Contains(s.Findings[0].Mend, "iptables -I FORWARD -s 10.5.0.0/16 -j ACCEPT") {
 		t.Fatalf("found: %v", s.Findings)
@@ -149,6 +151,7 @@ func TestRealDockerRulesAreTold(t *testing.T) {
 	shell(t, ns, strings.ReplaceAll(s.Findings[0].Mend, "iptables ", "iptables-nft "))
 	again := openedIn(t, ns, off, networks["ipv4"])
 	again.Update(nil, nil)
+	again.passNow(t)
 	if s := again.Status(t.Context()); len(s.Findings) != 0 {
 		t.Errorf("the command does not mend it: %v", s.Findings)
 	}
@@ -171,6 +174,7 @@ table inet filter {
 }
 EOF`)
 	f.Update(nil, nil)
+	f.passNow(t)
 	found := f.Status(t.Context()).Findings
 	if len(found) != 1 || found[0].Table != "inet filter" || found[0].Chain != "forward" || found[0].Rule != "reject" {
 		t.Fatalf("found: %v", found)
@@ -193,7 +197,7 @@ func TestRealLegacyIPTables(t *testing.T) {
 		"empty":        {"iptables-legacy -S", "", "", false},
 		"policy":       {"iptables-legacy -P FORWARD DROP", "legacy ip filter", "policy drop", true},
 		"IPv6":         {"ip6tables-legacy -P FORWARD DROP", "legacy ip6 filter", "policy drop", true},
-		"rules":        {"iptables-legacy -A FORWARD -j REJECT; iptables-legacy -A FORWARD -s 10.0.0.0/8 -j ACCEPT", "legacy ip filter", "2 rules", false},
+		"rules":        {"iptables-legacy -A FORWARD -j REJECT; iptables-legacy -A FORWARD -s 10.0.0.0/8 -j ACCEPT", "legacy ip filter", "2 rules (iptables-legacy -S FORWARD)", false},
 		"policy after": {"iptables-legacy -N X; iptables-legacy -A FORWARD -j X; iptables-legacy -P FORWARD DROP", "legacy ip filter", "policy drop, after 1 rules", false},
 		"input only":   {"iptables-legacy -P INPUT DROP; iptables-legacy -A INPUT -j DROP; iptables-legacy -A OUTPUT -j DROP", "", "", false},
 	} {
@@ -201,6 +205,7 @@ func TestRealLegacyIPTables(t *testing.T) {
 			f, ns := opened(t, everything, networks["dual"])
 			shell(t, ns, test.setup)
 			f.Update(nil, nil)
+			f.passNow(t)
 			found := f.Status(t.Context()).Findings
 			if test.table == "" {
 				if len(found) != 0 {
@@ -213,4 +218,78 @@ func TestRealLegacyIPTables(t *testing.T) {
 			}
 		})
 	}
+}
+
+// flannelRules are those of flannel v0.28, as it makes them by the iptables of a host,
+// for the node that has the subnet of networks["dual"].
+func flannelRules(tool, pods, own, many string) string {
+	const rules = `
+T -P FORWARD DROP
+T -t nat -N FLANNEL-POSTRTG
+T -t nat -A POSTROUTING -m comment --comment "flanneld masq" -j FLANNEL-POSTRTG
+T -t nat -A FLANNEL-POSTRTG -m mark --mark 0x4000/0x4000 -m comment --comment "flanneld masq" -j RETURN
+T -t nat -A FLANNEL-POSTRTG -s OWN -d PODS -m comment --comment "flanneld masq" -j RETURN
+T -t nat -A FLANNEL-POSTRTG -s PODS -d OWN -m comment --comment "flanneld masq" -j RETURN
+T -t nat -A FLANNEL-POSTRTG ! -s PODS -d OWN -m comment --comment "flanneld masq" -j RETURN
+T -t nat -A FLANNEL-POSTRTG -s PODS ! -d MANY -m comment --comment "flanneld masq" -j MASQUERADE --random-fully
+T -t nat -A FLANNEL-POSTRTG ! -s PODS -d PODS -m comment --comment "flanneld masq" -j MASQUERADE --random-fully
+T -N FLANNEL-FWD
+T -A FORWARD -m comment --comment "flanneld forward" -j FLANNEL-FWD
+T -A FLANNEL-FWD -s PODS -m comment --comment "flanneld forward" -j ACCEPT
+T -A FLANNEL-FWD -d PODS -m comment --comment "flanneld forward" -j ACCEPT
+`
+	return strings.NewReplacer("T ", tool+" ", "PODS", pods, "OWN", own, "MANY", many).Replace(rules)
+}
+
+// What flannel makes by the real iptables goes, in both families, once ours stand; what
+// others made by it is as it was.
+func TestRealFlannelRules(t *testing.T) {
+	n := networks["dual"]
+	n.Flannels = true
+	tools := []string{"iptables-nft", "ip6tables-nft"}
+	lay := func(ns *os.File, tools []string) {
+		for f, many := range []string{"224.0.0.0/4", "ff00::/8"} {
+			shell(t, ns, flannelRules(tools[f], n.Ranges[f].String(), n.Own[f].String(), many))
+			shell(t, ns, tools[f]+" -t nat -A POSTROUTING -p tcp --dport 7 -j RETURN")
+		}
+	}
+	t.Run("nft", func(t *testing.T) {
+		f, ns := opened(t, everything, n)
+		lay(ns, tools)
+		f.Update(nil, addrs(0, 3))
+		f.passNow(t)
+		for i, tool := range tools {
+			saved := shell(t, ns, tool+"-save")
+			for _, want := range []string{"-A FORWARD -s " + n.Ranges[i].String() + ` -m comment --comment "ripstop: pods" -j ACCEPT`, "--dport 7 -j RETURN", ":FORWARD DROP"} {
+				if !strings.Contains(saved, want) {
+					t.Errorf("%s lacks %q:\n%s", tool, want, saved)
+				}
+			}
+			if strings.Contains(strings.ToLower(saved), "flannel") {
+				t.Errorf("%s has flannel's still:\n%s", tool, saved)
+			}
+		}
+		if s := f.Status(t.Context()); s.Err != nil || len(s.Findings) != 0 {
+			t.Errorf("status: %+v", s)
+		}
+	})
+	t.Run("legacy", func(t *testing.T) {
+		f, ns := opened(t, everything, n)
+		lay(ns, []string{"iptables-legacy", "ip6tables-legacy"})
+		f.Update(nil, addrs(0, 3))
+		f.passNow(t)
+		commands, err := legacyFlannels(ns)
+		if err != nil || len(commands) != 12 {
+			t.Fatalf("named are %q, %v", commands, err)
+		}
+		shell(t, ns, strings.Join(commands, "; "))
+		for _, tool := range []string{"iptables-legacy", "ip6tables-legacy"} {
+			if saved := shell(t, ns, tool+"-save"); strings.Contains(strings.ToLower(saved), "flannel") || !strings.Contains(saved, "--dport 7 -j RETURN") {
+				t.Errorf("after the commands %s has\n%s", tool, saved)
+			}
+		}
+		if commands, err := legacyFlannels(ns); err != nil || len(commands) != 0 {
+			t.Errorf("named are %q, %v", commands, err)
+		}
+	})
 }

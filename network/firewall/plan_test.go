@@ -23,19 +23,27 @@ func prefixes(v4, v6 string) (s subnet.Subnets) {
 	return s
 }
 
+func here(addrs ...string) (at subnet.PerFamily[[]netip.Addr]) {
+	for _, text := range addrs {
+		a := netip.MustParseAddr(text)
+		at[subnet.FamilyOf(a)] = append(at[subnet.FamilyOf(a)], a)
+	}
+	return at
+}
+
 // The network of the tests, in three modes.
 var networks = map[string]Network{
 	"ipv4": {
 		Ranges: prefixes("10.5.0.0/16", ""), Own: prefixes("10.5.7.0/24", ""),
-		Devices: subnet.PerFamily[string]{"ripstop.1", ""}, VNI: 1, Port: 8472,
+		Devices: subnet.PerFamily[string]{"ripstop.1", ""}, At: here("10.99.0.1"), VNI: 1, Port: 8472,
 	},
 	"ipv6": {
 		Ranges: prefixes("", "fd00:10:5::/48"), Own: prefixes("", "fd00:10:5:7::/64"),
-		Devices: subnet.PerFamily[string]{"", "ripstop-v6.1"}, VNI: 1, Port: 8472,
+		Devices: subnet.PerFamily[string]{"", "ripstop-v6.1"}, At: here("fd99::1"), VNI: 1, Port: 8472,
 	},
 	"dual": {
 		Ranges: prefixes("10.5.0.0/16", "fd00:10:5::/48"), Own: prefixes("10.5.7.0/24", "fd00:10:5:7::/64"),
-		Devices: subnet.PerFamily[string]{"ripstop.1", "ripstop-v6.1"}, VNI: 1, Port: 8472,
+		Devices: subnet.PerFamily[string]{"ripstop.1", "ripstop-v6.1"}, At: here("10.99.0.1", "fd99::1"), VNI: 1, Port: 8472,
 	},
 }
 
@@ -50,9 +58,13 @@ func plans() map[string]Ruleset {
 	}
 	odd := networks["dual"]
 	odd.Ranges, odd.VNI, odd.Port = prefixes("10.160.0.0/11", "fd00:10:4::/46"), 0xabcdef, 4789
+	odd.At = here("10.99.0.1", "203.0.113.1", "fd99::1")
 	exempt := all
 	exempt.Unmasqueraded = []netip.Prefix{netip.MustParsePrefix("192.168.0.0/17"), netip.MustParsePrefix("203.0.113.7/32"), netip.MustParsePrefix("2001:db8::/32")}
 	out["odd"] = Plan(exempt, odd, 3)
+	for mode, n := range networks {
+		out[mode+"-echo"] = Plan(Options{Guard: true, EchoPort: 8473}, n, 3)
+	}
 	alloc := networks["dual"]
 	alloc.Port = 0
 	out["no-tunnel"] = Plan(all, alloc, 3)

@@ -24,7 +24,7 @@ func (f *Firewall) Report(ctx context.Context) status.Firewall {
 			f.count(ctx)
 			cancel()
 		}
-		f.turn <- struct{}{}
+		f.give()
 	default:
 	}
 	f.mu.Lock()
@@ -35,6 +35,9 @@ func (f *Firewall) Report(ctx context.Context) status.Firewall {
 	}
 	if f.status.Err != nil {
 		out.Problem = f.status.Err.Error()
+	}
+	for _, s := range f.status.Strangers {
+		out.Strangers = append(out.Strangers, status.Stranger{Address: s.Address, Packets: s.Packets})
 	}
 	for _, found := range f.status.Findings {
 		out.Findings = append(out.Findings, status.Rule{

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/google/nftables/expr"
 
@@ -28,6 +29,9 @@ type Set struct {
 	// (nft_rhash) is resized while it is in use, and a dump of it meanwhile lacks
 	// elements.
 	Size uint32
+	// Lasts, where not 0, makes it a set that rules fill, and is how long an element
+	// stays after it was last met.
+	Lasts time.Duration
 }
 
 // Chain is a base chain, or one that is jumped to if it has no Hook. A base
@@ -96,7 +100,11 @@ func (r Ruleset) String() string {
 		fmt.Fprintf(&b, "\tcounter %s {\n\t}\n\n", c)
 	}
 	for _, s := range r.Sets {
-		fmt.Fprintf(&b, "\tset %s {\n\t\ttype %s\n\t\tsize %d\n\t}\n\n", s.Name, setTypes[s.Family].Name, s.Size)
+		fmt.Fprintf(&b, "\tset %s {\n\t\ttype %s\n\t\tsize %d\n", s.Name, setTypes[s.Family].Name, s.Size)
+		if s.Lasts != 0 {
+			fmt.Fprintf(&b, "\t\tflags dynamic,timeout\n\t\ttimeout %ds\n", int(s.Lasts.Seconds()))
+		}
+		b.WriteString("\t}\n\n")
 	}
 	// A chain is defined before it is jumped to.
 	for _, c := range inOrder(r.Chains) {
@@ -133,7 +141,7 @@ func b2i(b bool) int {
 func (r Ruleset) skeleton() []string {
 	var out []string
 	for _, s := range r.Sets {
-		out = append(out, skeletonSet(s.Name, setTypes[s.Family].Name, s.Size))
+		out = append(out, skeletonSet(s.Name, setTypes[s.Family].Name, s.Size, s.Lasts))
 	}
 	for _, c := range r.Counters {
 		out = append(out, skeletonCounter(c))
@@ -148,8 +156,12 @@ func (r Ruleset) skeleton() []string {
 	return out
 }
 
-func skeletonSet(name, keys string, size uint32) string {
-	return fmt.Sprintf("set %s of %d %s", name, size, keys)
+func skeletonSet(name, keys string, size uint32, lasts time.Duration) string {
+	text := fmt.Sprintf("set %s of %d %s", name, size, keys)
+	if lasts != 0 {
+		text += fmt.Sprintf(" for %s", lasts)
+	}
+	return text
 }
 
 func skeletonCounter(name string) string { return "counter " + name }

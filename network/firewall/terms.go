@@ -102,6 +102,14 @@ func sourceIn(f subnet.Family, set string) term {
 	}}
 }
 
+// note puts a packet's source into a set that rules fill, and counts it there.
+func note(f subnet.Family, set string) term {
+	return term{fmt.Sprintf("update @%s { %s saddr counter }", set, headerNames[f]), []expr.Any{
+		load(expr.PayloadBaseNetworkHeader, sourceAt[f], addressLen[f]),
+		&expr.Dynset{SrcRegKey: reg, SetName: set, Operation: unix.NFT_DYNSET_OP_UPDATE, Exprs: []expr.Any{&expr.Counter{}}},
+	}}
+}
+
 func markSet(bit uint32) term {
 	value := binary.NativeEndian.AppendUint32(nil, bit)
 	return term{fmt.Sprintf("meta mark & 0x%08x == 0x%08x", bit, bit), []expr.Any{
@@ -110,11 +118,6 @@ func markSet(bit uint32) term {
 		is(value),
 	}}
 }
-
-// toLocal matches packets to an address of this host.
-var toLocal = term{"fib daddr type local", []expr.Any{
-	&expr.Fib{Register: reg, FlagDADDR: true, ResultADDRTYPE: true}, is(binary.NativeEndian.AppendUint32(nil, unix.RTN_LOCAL)),
-}}
 
 var (
 	doReturn   = term{"return", []expr.Any{&expr.Verdict{Kind: expr.VerdictReturn}}}
@@ -127,6 +130,9 @@ var (
 func jump(chain string) term {
 	return term{"jump " + chain, []expr.Any{&expr.Verdict{Kind: expr.VerdictJump, Chain: chain}}}
 }
+
+// doCountDrop has a counter of its own, for whoever lists the rules.
+var doCountDrop = term{"counter drop", []expr.Any{&expr.Counter{}, &expr.Verdict{Kind: expr.VerdictDrop}}}
 
 func countDrop(counter string) term {
 	return term{fmt.Sprintf("counter name %q drop", counter), []expr.Any{
