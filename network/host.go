@@ -5,11 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"go.uber.org/zap"
 
 	"github.com/ripstop-net/ripstop/backend"
 	"github.com/ripstop-net/ripstop/network/host"
+	"github.com/ripstop-net/ripstop/network/status"
 	"github.com/ripstop-net/ripstop/subnet"
 )
 
@@ -20,6 +22,10 @@ type Ground interface {
 	// Survey tells what the host has of its own that may be in the way of a network
 	// of the given address spaces.
 	Survey(ctx context.Context, networks []netip.Prefix) (backend.Survey, error)
+	// Adopt makes another's VXLAN device ours, as it is.
+	Adopt(ctx context.Context, device string) error
+	// TakeRoutes makes another's routes over the host's links ours to replace.
+	TakeRoutes(ctx context.Context, routes []backend.HostRoute) error
 }
 
 // Settings sees to those settings of the host without which pods cannot talk.
@@ -35,6 +41,11 @@ type Settings interface {
 	// Keep puts them back where somebody changes them, until ctx ends, which
 	// returns nil.
 	Keep(ctx context.Context) error
+	// Strict tells whether an interface drops packets to whose sender the way is by
+	// another.
+	Strict(link string) bool
+	// Report tells what is kept and how it stands, at once. It may be asked at any time.
+	Report() status.Host
 }
 
 // UseSettings gives the node the host's settings to see to. Without them it
@@ -46,7 +57,9 @@ type noSettings struct{}
 
 func (noSettings) Check(context.Context, host.Needs) ([]string, error) { return nil, nil }
 func (noSettings) Set(context.Context) error                           { return nil }
+func (noSettings) Strict(string) bool                                  { return false }
 func (noSettings) Move(subnet.PerFamily[string])                       {}
+func (noSettings) Report() status.Host                                 { return status.Host{} }
 
 func (noSettings) Keep(ctx context.Context) error {
 	<-ctx.Done()
@@ -56,11 +69,11 @@ func (noSettings) Keep(ctx context.Context) error {
 // checkHost finds what stands in the network's way, before anything is changed.
 // What an operator can do away with under a running daemon is waited for; a network
 // that overlaps the host's own is refused. A backend that carries no packets needs
-// nothing of the host.
-func (n *Node) checkHost(ctx context.Context, p prepared) error {
+// nothing of the host. It returns what the node goes on with of flannel's.
+func (n *Node) checkHost(ctx context.Context, p *prepared) (over host.Takeover, err error) {
 	means := p.options.Means()
 	if !means.Carries() {
-		return nil
+		return over, nil
 	}
 	network := host.Network{VNI: means.VNI, Port: means.Port, Own: p.ownSubnets()}
 	needs := host.Needs{Families: p.config.Families(), Direct: means.Direct}
@@ -70,8 +83,9 @@ func (n *Node) checkHost(ctx context.Context, p prepared) error {
 		needs.Underlay[f] = p.self.Underlay[f].Interface
 		ranges = append(ranges, network.Ranges[f])
 	}
+	needs.Networks = ranges
 	var notes []string
-	err := n.until(ctx, "host", nil, func() error {
+	err = n.until(ctx, "host", nil, func() error {
 		if means.Tunnels() {
 			if err := n.host.CanTunnel(ctx); err != nil {
 				return final(err)
@@ -81,7 +95,12 @@ func (n *Node) checkHost(ctx context.Context, p prepared) error {
 		if err != nil {
 			return fmt.Errorf("look at the host: %w", err)
 		}
-		if notes, err = host.Obstacles(network, survey); errors.Is(err, host.ErrOverlap) {
+		records, err := n.records(ctx, p)
+		if err != nil {
+			return err
+		}
+		over = host.TakeOver(network, survey, records)
+		if notes, err = host.Obstacles(network, survey, over); errors.Is(err, host.ErrOverlap) {
 			return final(err)
 		} else if err != nil {
 			return err
@@ -91,9 +110,13 @@ func (n *Node) checkHost(ctx context.Context, p prepared) error {
 		return err
 	})
 	for _, note := range notes {
+		if slices.Contains(p.noted, note) {
+			continue // A host that is taken over is looked at twice.
+		}
+		p.noted = append(p.noted, note)
 		n.log.Warn("host has what may be in the way", zap.String("what", note))
 	}
-	return err
+	return over, err
 }
 
 // ownSubnets are those that the node has, or had before its start.

@@ -14,6 +14,7 @@ import (
 
 	"github.com/ripstop-net/ripstop/backend"
 	"github.com/ripstop-net/ripstop/network/host"
+	"github.com/ripstop-net/ripstop/network/status"
 	"github.com/ripstop-net/ripstop/subnet"
 )
 
@@ -21,11 +22,25 @@ import (
 type fakeSettings struct {
 	mu     sync.Mutex
 	refuse error
+	notes  []string
 	needs  []host.Needs
 	// store tells how many records there are when they are set.
 	store func() int
 	set   []int
 	moved []subnet.PerFamily[string]
+	now   status.Host
+}
+
+func (s *fakeSettings) Report() status.Host {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.now
+}
+
+func (s *fakeSettings) tells(now status.Host) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.now = now
 }
 
 func (s *fakeSettings) Move(underlay subnet.PerFamily[string]) {
@@ -34,11 +49,13 @@ func (s *fakeSettings) Move(underlay subnet.PerFamily[string]) {
 	s.moved = append(s.moved, underlay)
 }
 
+func (s *fakeSettings) Strict(string) bool { return false }
+
 func (s *fakeSettings) Check(_ context.Context, needs host.Needs) ([]string, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.needs = append(s.needs, needs)
-	return nil, s.refuse
+	return s.notes, s.refuse
 }
 
 func (s *fakeSettings) Set(context.Context) error {

@@ -4,9 +4,11 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/netip"
 	"slices"
 	"strings"
 
+	"github.com/ripstop-net/ripstop/backend"
 	"github.com/ripstop-net/ripstop/subnet"
 )
 
@@ -18,6 +20,8 @@ var ErrSetting = errors.New("host setting is in the way")
 type Needs struct {
 	// Families are those of the pods.
 	Families []subnet.Family
+	// Networks are the pods' address spaces.
+	Networks []netip.Prefix
 	// Underlay are the interfaces by which packets leave the host.
 	Underlay subnet.PerFamily[string]
 	// Direct tells that pods' packets come over the underlay as they are, too.
@@ -43,22 +47,50 @@ type reading struct {
 	// acceptRA has that of the links by which a default route leaves, or may, that
 	// routers advertise.
 	acceptRA map[string]int
+	// ours tells that the host was made to forward IPv6, by us: its routers were heard
+	// before.
+	ours bool
 }
 
 // plan says what is to be set, in the order in which no setting costs the host
-// anything: a link goes on to hear its routers before the host forwards, and those
-// of heard, which do so for our sake, are kept so.
+// anything: a link goes on to hear its routers before the host forwards, those of
+// heard, which do so for our sake, are kept so, and one that comes to a host that
+// forwards for our sake is made so. A host that forwarded before does not hear routers
+// by its own choice.
 func plan(n Needs, r reading, heard map[string]bool) (out []setting) {
 	for _, f := range n.Families {
 		if f == subnet.V6 {
 			for _, link := range sortedKeys(r.acceptRA) {
-				if r.acceptRA[link] == heedsUnlessForwarding && (!r.forwards[f] || heard[link]) {
+				if r.acceptRA[link] == heedsUnlessForwarding && (!r.forwards[f] || r.ours || heard[link]) {
 					out = append(out, setting{key: acceptRA(link), value: heedsAlways, link: link})
 				}
 			}
 		}
 		if !r.forwards[f] {
 			out = append(out, setting{key: forwardingKey[f], value: 1})
+		}
+	}
+	return out
+}
+
+// nicKinds are the kinds of links (IFLA_INFO_KIND) by which a host hears routers of
+// others, with and without an address; hardware has none.
+var nicKinds = map[string]bool{"": true, "bond": true, "team": true, "vlan": true, "macvlan": true, "ipvlan": true, "ppp": true, "wwan": true}
+
+// outward lists the links by which the host may hear routers. What pods hang on is not
+// among them: else any pod could advertise itself as the host's default router. That
+// is told by its kind, for whoever makes links of containers (veth, bridge, tap) keeps
+// routers out only after it has made them; one of these that has an address of the
+// host's, outside of the pods' network, is such as the host of a container has.
+func outward(n Needs, links []backend.Link) (out []string) {
+	own := func(a netip.Addr) bool {
+		return !slices.ContainsFunc(n.Networks, func(p netip.Prefix) bool { return p.Contains(a) })
+	}
+	for _, l := range links {
+		switch {
+		case l.Port:
+		case nicKinds[l.Kind] || slices.ContainsFunc(l.Addresses, own):
+			out = append(out, l.Name)
 		}
 	}
 	return out
@@ -94,24 +126,31 @@ func refusal(steps []setting, writable func(string) error) error {
 		ErrSetting, failed, strings.Join(commands, " "))
 }
 
-// strict says where direct packets are dropped while the way back is another: the
-// larger of an interface's rp_filter and that of all holds (IN_DEV_RPFILTER).
-func strict(n Needs, get func(string) (int, error)) string {
-	link := n.Underlay[subnet.V4]
-	if !n.Direct || link == "" {
-		return ""
-	}
+// Strict tells whether an interface drops IPv4 packets to whose sender the host's way is
+// by another (RFC 3704 section 2.2): the larger of its rp_filter and that of all holds
+// (IN_DEV_RPFILTER). An interface that is not there filters nothing.
+func Strict(link string, get func(string) (int, error)) bool {
 	most := 0
 	for _, scope := range []string{"all", link} {
 		if v, err := get("ipv4/conf/" + scope + "/rp_filter"); err == nil {
 			most = max(most, v)
 		}
 	}
-	if most != 1 {
+	return most == 1
+}
+
+// Loosen is the command that has an interface no longer do so.
+func Loosen(link string) string {
+	return "sysctl -w " + setting{key: "ipv4/conf/" + link + "/rp_filter", value: 2}.String()
+}
+
+// strict says where direct packets are dropped while the way back is another.
+func strict(n Needs, get func(string) (int, error)) string {
+	link := n.Underlay[subnet.V4]
+	if !n.Direct || link == "" || !Strict(link, get) {
 		return ""
 	}
-	return fmt.Sprintf("rp_filter is 1 on %s: what a peer sends directly is dropped while this node sends to it by the tunnel; if some nodes do so: sysctl -w %s",
-		link, setting{key: "ipv4/conf/" + link + "/rp_filter", value: 2})
+	return fmt.Sprintf("rp_filter is 1 on %s: what a peer sends directly is dropped while this node sends to it by the tunnel; if some nodes do so: %s", link, Loosen(link))
 }
 
 // missing explains a family that the kernel lacks.

@@ -5,6 +5,9 @@ import (
 	"errors"
 	"io/fs"
 	"maps"
+	"net/netip"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -17,6 +20,7 @@ import (
 	"go.uber.org/zap/zaptest/observer"
 	"golang.org/x/sys/unix"
 
+	"github.com/ripstop-net/ripstop/backend"
 	"github.com/ripstop-net/ripstop/subnet"
 )
 
@@ -31,7 +35,7 @@ type fakeHost struct {
 	// advertised are links with a router's route, which a host that forwards loses
 	// where it does not hear routers.
 	advertised []string
-	still      []string // Links that do not forward.
+	links      []backend.Link
 	changed    func()
 }
 
@@ -71,17 +75,44 @@ func (h *fakeHost) Writable(key string) error {
 	return nil
 }
 
-func (h *fakeHost) NotForwarding(context.Context) ([]string, error) {
-	return slices.Clone(h.still), nil
+func (h *fakeHost) Links(context.Context) ([]backend.Link, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return slices.Clone(h.links), nil
 }
 
 func (h *fakeHost) Forward(_ context.Context, link string) error {
-	h.still = slices.DeleteFunc(h.still, func(l string) bool { return l == link })
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for i := range h.links {
+		if h.links[i].Name == link {
+			h.links[i].NoForwarding = false
+		}
+	}
 	return nil
 }
 
 func (h *fakeHost) Advertised(context.Context) ([]string, error) {
 	return slices.Clone(h.advertised), nil
+}
+
+// still makes these the host's links, which do not forward.
+func (h *fakeHost) still(names ...string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.links = nil
+	for _, n := range names {
+		h.links = append(h.links, backend.Link{Name: n, NoForwarding: true})
+	}
+}
+
+// comes gives the host a link with settings of its own, and announces it.
+func (h *fakeHost) comes(l backend.Link, acceptsRA int) {
+	h.mu.Lock()
+	h.links = append(h.links, l)
+	h.values[acceptRA(l.Name)] = acceptsRA
+	h.mu.Unlock()
+	h.changed()
 }
 
 func (h *fakeHost) WatchSettings(ctx context.Context, changed func()) error {
@@ -101,7 +132,15 @@ func usual() *fakeHost {
 }
 
 func both() Needs {
-	return Needs{Families: subnet.Families[:], Underlay: subnet.PerFamily[string]{"eth0", "eth0"}}
+	return Needs{
+		Families: subnet.Families[:], Underlay: subnet.PerFamily[string]{"eth0", "eth0"},
+		Networks: []netip.Prefix{netip.MustParsePrefix("10.5.0.0/16"), netip.MustParsePrefix("fd00:10:5::/48")},
+	}
+}
+
+// keeperOf makes a keeper of a host that no keeper saw to before.
+func keeperOf(t *testing.T, h *fakeHost, log *zap.Logger) *Keeper {
+	return NewKeeper(h, h, Mark(filepath.Join(t.TempDir(), "mark")), log)
 }
 
 func TestKeeperSets(t *testing.T) {
@@ -119,6 +158,10 @@ func TestKeeperSets(t *testing.T) {
 		"forwards already": {host: func(h *fakeHost) { h.values["ipv4/ip_forward"], h.values["ipv6/conf/all/forwarding"] = 1, 1 }},
 		"a router elsewhere": {
 			host:    func(h *fakeHost) { h.advertised = []string{"eth1"} },
+			written: []string{"net.ipv4.ip_forward=1", "net.ipv6.conf.eth0.accept_ra=2", "net.ipv6.conf.eth1.accept_ra=2", "net.ipv6.conf.all.forwarding=1"},
+		},
+		"another NIC, which may hear a router later": {
+			host:    func(h *fakeHost) { h.links = []backend.Link{{Name: "eth0"}, {Name: "eth1"}, {Name: "eth2"}} },
 			written: []string{"net.ipv4.ip_forward=1", "net.ipv6.conf.eth0.accept_ra=2", "net.ipv6.conf.eth1.accept_ra=2", "net.ipv6.conf.all.forwarding=1"},
 		},
 		"no routers heard": {
@@ -157,7 +200,7 @@ func TestKeeperSets(t *testing.T) {
 				c.needs(&n)
 			}
 			routes := slices.Clone(h.advertised)
-			k := NewKeeper(h, h, zap.NewNop())
+			k := keeperOf(t, h, zap.NewNop())
 			_, err := k.Check(t.Context(), n)
 			if len(h.written) > 0 {
 				t.Fatalf("the check has written %v", h.written)
@@ -191,7 +234,7 @@ func TestKeeperSets(t *testing.T) {
 // Where accept_ra cannot be set after all, the host is not made to forward.
 func TestForwardingIsNotTurnedOnWithoutRouters(t *testing.T) {
 	h := usual()
-	k := NewKeeper(h, h, zap.NewNop())
+	k := keeperOf(t, h, zap.NewNop())
 	if _, err := k.Check(t.Context(), both()); err != nil {
 		t.Fatal(err)
 	}
@@ -208,17 +251,18 @@ func TestForwardingIsNotTurnedOnWithoutRouters(t *testing.T) {
 // /proc/sys is read-only.
 func TestReadOnlyIPv4(t *testing.T) {
 	h := usual()
-	h.readOnly[""], h.still = true, []string{"eth0", "cni0"}
+	h.still("eth0", "cni0")
+	h.readOnly[""] = true
 	core, logs := observer.New(zap.InfoLevel)
-	k := NewKeeper(h, h, zap.New(core))
+	k := keeperOf(t, h, zap.New(core))
 	if _, err := k.Check(t.Context(), Needs{Families: []subnet.Family{subnet.V4}}); err != nil {
 		t.Fatal(err)
 	}
 	for range 2 {
-		if err := k.Set(t.Context()); err != nil || len(h.still) > 0 {
-			t.Errorf("links %v do not forward: %v", h.still, err)
+		if err := k.Set(t.Context()); err != nil || slices.ContainsFunc(h.links, func(l backend.Link) bool { return l.NoForwarding }) {
+			t.Errorf("not all forward of %+v: %v", h.links, err)
 		}
-		h.still = []string{"veth1"} // A pod has come.
+		h.still("veth1") // A pod has come.
 	}
 	if logs.Len() != 1 {
 		t.Errorf("%d lines, want 1", logs.Len())
@@ -244,7 +288,7 @@ func TestStrictFilterIsNamed(t *testing.T) {
 			h.values["ipv4/conf/all/rp_filter"], h.values["ipv4/conf/eth0/rp_filter"] = c.all, c.own
 		}
 		n.Direct = c.direct
-		notes, err := NewKeeper(h, h, zap.NewNop()).Check(t.Context(), n)
+		notes, err := keeperOf(t, h, zap.NewNop()).Check(t.Context(), n)
 		if got := strings.Join(notes, "; "); err != nil || (c.says == "") != (got == "") || !strings.Contains(got, c.says) {
 			t.Errorf("%s: %q, want it to say %q: %v", what, got, c.says, err)
 		}
@@ -257,7 +301,7 @@ func TestKeeperPutsBack(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := usual()
 		core, logs := observer.New(zap.WarnLevel)
-		k := NewKeeper(h, h, zap.New(core))
+		k := keeperOf(t, h, zap.New(core))
 		if _, err := k.Check(t.Context(), both()); err != nil {
 			t.Fatal(err)
 		}
@@ -315,12 +359,122 @@ func TestKeeperPutsBack(t *testing.T) {
 	})
 }
 
-// TestKeeperFollowsTheUnderlay: where the host is made to forward again, the interface
-// goes on to hear its routers by which packets leave then.
+// running is a keeper at work, until end.
+func running(t *testing.T, h *fakeHost, k *Keeper) (end func()) {
+	t.Helper()
+	if _, err := k.Check(t.Context(), both()); err != nil {
+		t.Fatal(err)
+	}
+	if err := k.Set(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- k.Keep(ctx) }()
+	synctest.Wait()
+	return func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// TestRoutersOfLinksThatComeAreHeard where the host forwards for our sake, by this
+// daemon or one before it; where it forwarded before, or pods hang on the link, they are
+// not.
+func TestRoutersOfLinksThatComeAreHeard(t *testing.T) {
+	host, pods := netip.MustParseAddr("2001:db8::7"), netip.MustParseAddr("fd00:10:5:7::1")
+	for what, c := range map[string]struct {
+		link      backend.Link
+		accepts   int
+		other     bool // Another hand made the host forward.
+		restarted bool
+		want      int
+		gets      netip.Addr // It gets this one then, and
+		then      int        // is to have this.
+	}{
+		"a NIC":                         {link: backend.Link{Name: "eth5"}, accepts: 1, want: 2},
+		"a NIC that hears none":         {link: backend.Link{Name: "eth5"}, accepts: 0, want: 0},
+		"a VLAN":                        {link: backend.Link{Name: "eth0.5", Kind: "vlan"}, accepts: 1, want: 2},
+		"a part of a bond":              {link: backend.Link{Name: "eth5", Port: true}, accepts: 1, want: 1},
+		"a NIC, after a restart":        {link: backend.Link{Name: "eth5"}, accepts: 1, restarted: true, want: 2},
+		"a NIC of a router":             {link: backend.Link{Name: "eth5"}, accepts: 1, other: true, want: 1},
+		"a NIC of a router, restarted":  {link: backend.Link{Name: "eth5"}, accepts: 1, other: true, restarted: true, want: 1},
+		"a pod's":                       {link: backend.Link{Name: "veth5", Kind: "veth"}, accepts: 1, want: 1},
+		"a pod's, with its gateway":     {link: backend.Link{Name: "veth5", Kind: "veth", Addresses: []netip.Addr{pods}}, accepts: 1, want: 1},
+		"a container's NIC":             {link: backend.Link{Name: "eth5", Kind: "veth", Addresses: []netip.Addr{host}}, accepts: 1, want: 2},
+		"a bridge that gets an address": {link: backend.Link{Name: "br0", Kind: "bridge"}, accepts: 1, want: 1, gets: host, then: 2},
+		"a bridge of pods":              {link: backend.Link{Name: "br0", Kind: "bridge"}, accepts: 1, want: 1, gets: pods, then: 1},
+	} {
+		t.Run(what, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				h := usual()
+				if c.other {
+					h.values[forwardingKey[subnet.V4]], h.values[forwardingKey[subnet.V6]] = 1, 1
+				}
+				core, logs := observer.New(zap.InfoLevel)
+				k := keeperOf(t, h, zap.New(core))
+				end := running(t, h, k)
+				if c.restarted {
+					end()
+					k = NewKeeper(h, h, k.mark, zap.New(core))
+					end = running(t, h, k)
+				}
+				defer end()
+				time.Sleep(k.rest)
+				is := func(want int) {
+					t.Helper()
+					time.Sleep(2 * k.rest)
+					if v, _ := h.Get(acceptRA(c.link.Name)); v != want {
+						t.Errorf("accept_ra is %d, want %d", v, want)
+					}
+				}
+				before := logs.Len()
+				h.comes(c.link, c.accepts)
+				is(c.want)
+				if c.gets.IsValid() {
+					h.mu.Lock()
+					h.links[len(h.links)-1].Addresses = []netip.Addr{c.gets}
+					h.mu.Unlock()
+					h.changed()
+					is(c.then)
+				}
+				set := c.want == 2 || c.then == 2
+				if lines := logs.All()[before:]; set != (len(lines) == 1) || set && !strings.Contains(lines[0].Message, "host setting changed") {
+					t.Errorf("lines: %v", lines)
+				}
+			})
+		})
+	}
+}
+
+// TestMarkIsOfOneBoot: what a boot before says of the host is nothing to go by.
+func TestMarkIsOfOneBoot(t *testing.T) {
+	m := Mark(filepath.Join(t.TempDir(), "mark"))
+	there := func(want bool) {
+		t.Helper()
+		if got, err := m.There(); got != want || err != nil {
+			t.Errorf("it is there: %t, %v", got, err)
+		}
+	}
+	there(false)
+	if err := m.Make(); err != nil {
+		t.Fatal(err)
+	}
+	there(true)
+	if err := os.WriteFile(string(m), []byte("another boot\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	there(false)
+}
+
+// TestKeeperFollowsTheUnderlay: the interface goes on to hear its routers by which
+// packets leave now.
 func TestKeeperFollowsTheUnderlay(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := usual()
-		k := NewKeeper(h, h, zap.NewNop())
+		k := keeperOf(t, h, zap.NewNop())
 		if _, err := k.Check(t.Context(), both()); err != nil {
 			t.Fatal(err)
 		}
@@ -333,14 +487,6 @@ func TestKeeperFollowsTheUnderlay(t *testing.T) {
 		synctest.Wait()
 		k.Move(subnet.PerFamily[string]{"eth2", "eth2"}) // Of which nothing is seen: it goes on.
 		k.Move(subnet.PerFamily[string]{"eth1", "eth1"})
-		time.Sleep(k.pause)
-		if v, _ := h.Get(acceptRA("eth1")); v != heedsUnlessForwarding {
-			t.Errorf("without a need it is %d", v)
-		}
-		h.mu.Lock()
-		h.values[forwardingKey[subnet.V6]] = 0
-		h.mu.Unlock()
-		h.changed()
 		time.Sleep(k.pause)
 		one, _ := h.Get(acceptRA("eth1"))
 		forwards, _ := h.Get(forwardingKey[subnet.V6])

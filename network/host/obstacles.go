@@ -45,25 +45,38 @@ func (n Network) families() (out []subnet.Family) {
 
 // Obstacles says what of the host's is in the network's way. Its error wraps
 // [ErrTunnel] or [ErrOverlap], names both sides and says what to do; a VXLAN
-// device goes first, for its routes go with it. notes are about what may stay.
-func Obstacles(n Network, s backend.Survey) (notes []string, err error) {
+// device goes first, for its routes go with it. What is taken over is in nobody's way
+// once flannel's daemon has ended. notes are about what may stay.
+func Obstacles(n Network, s backend.Survey, t Takeover) (notes []string, err error) {
+	if len(t.Routes) > 0 && s.Flanneld != 0 {
+		return nil, fmt.Errorf("%w: flanneld (process %d) serves this host with route %s: stop it for good, and what it made is taken over", ErrTunnel, s.Flanneld, describe(t.Routes[0]))
+	}
 	if n.VNI != 0 {
-		if notes, err = tunnels(n, s.Tunnels); err != nil {
+		if notes, err = tunnels(n, s, t); err != nil {
 			return nil, err
 		}
 	}
-	return notes, overlaps(n, s)
+	return notes, overlaps(n, s, t)
 }
 
-func tunnels(n Network, others []backend.Tunnel) (notes []string, err error) {
-	for _, o := range others {
+func tunnels(n Network, s backend.Survey, t Takeover) (notes []string, err error) {
+	for _, o := range s.Tunnels {
+		switch {
+		case o.Adopted, t.has(o.Name) && s.Flanneld == 0:
+			continue
+		case t.has(o.Name):
+			return nil, fmt.Errorf("%w: flanneld (process %d) serves this host with %s: stop it for good, and what it made is taken over", ErrTunnel, s.Flanneld, o.Name)
+		}
 		for _, f := range n.families() {
-			sameFamily := o.V6 == (f == subnet.V6)
 			switch {
 			case o.Port == n.Port && o.Exclusive:
 				return nil, fmt.Errorf("%w: %s takes UDP port %d for itself alone: %s, or give this network another Port in its config", ErrTunnel, o.Name, o.Port, removal(o.Name))
-			case o.Port == n.Port && o.VNI == n.VNI && sameFamily:
-				return nil, fmt.Errorf("%w: %s has VNI %d on UDP port %d: %s, or give this network another VNI or Port in its config", ErrTunnel, o.Name, o.VNI, o.Port, removal(o.Name))
+			case n.contends(o, f):
+				why := ""
+				if reason := t.Refused[o.Name]; reason != "" {
+					why = ", and is not taken over as flannel's, for " + reason
+				}
+				return nil, fmt.Errorf("%w: %s has VNI %d on UDP port %d%s: %s, or give this network another VNI or Port in its config", ErrTunnel, o.Name, o.VNI, o.Port, why, removal(o.Name))
 			}
 		}
 		switch {
@@ -79,8 +92,7 @@ func tunnels(n Network, others []backend.Tunnel) (notes []string, err error) {
 // removal says how a VXLAN device is done away with.
 func removal(name string) string {
 	command := "ip link delete " + name
-	// flannel's devices are called so, by its vxlan backend.
-	if strings.HasPrefix(name, "flannel.") || strings.HasPrefix(name, "flannel-v6.") {
+	if slices.ContainsFunc(flannelNames[:], func(first string) bool { return strings.HasPrefix(name, first) }) {
 		return "stop flannel on this host for good, then: " + command
 	}
 	return "stop what made it, then: " + command
@@ -89,7 +101,7 @@ func removal(name string) string {
 // pluginProtocol is the number of routes that our CNI plugin makes (ripstop-cni).
 const pluginProtocol = 83
 
-func overlaps(n Network, s backend.Survey) error {
+func overlaps(n Network, s backend.Survey, t Takeover) error {
 	own := ownPrefixes(n, s.Addresses)
 	inOwn := func(p netip.Prefix) bool {
 		return slices.ContainsFunc(own, func(o netip.Prefix) bool { return o.Bits() <= p.Bits() && o.Contains(p.Addr()) })
@@ -103,7 +115,7 @@ func overlaps(n Network, s backend.Survey) error {
 			}
 		}
 		for _, r := range s.Routes {
-			if r.Protocol == pluginProtocol || !r.Dst.Overlaps(network) || asDefault(r.Dst) || inOwn(r.Dst) {
+			if r.Protocol == pluginProtocol || !r.Dst.Overlaps(network) || asDefault(r.Dst) || inOwn(r.Dst) || t.takes(r) {
 				continue
 			}
 			if r.Nowhere && r.Dst.Bits() <= network.Bits() {

@@ -67,7 +67,7 @@ func TestOverlap(t *testing.T) {
 		"our device's, and its subnet": {device, nil},
 	} {
 		t.Run(what, func(t *testing.T) {
-			_, err := Obstacles(dual(), c.survey)
+			_, err := Obstacles(dual(), c.survey, Takeover{})
 			if (len(c.says) > 0) != errors.Is(err, ErrOverlap) || len(c.says) == 0 && err != nil {
 				t.Fatalf("error is %v", err)
 			}
@@ -80,7 +80,7 @@ func TestOverlap(t *testing.T) {
 	}
 	alone := dual()
 	alone.Ranges[subnet.V6] = netip.Prefix{}
-	if _, err := Obstacles(alone, routes(route("fd00:10:5:3::/64"))); err != nil {
+	if _, err := Obstacles(alone, routes(route("fd00:10:5:3::/64")), Takeover{}); err != nil {
 		t.Errorf("a family that is not in use: %v", err)
 	}
 }
@@ -106,7 +106,7 @@ func TestTunnels(t *testing.T) {
 			if c.refuse == "" {
 				survey.Routes = nil
 			}
-			notes, err := Obstacles(dual(), survey)
+			notes, err := Obstacles(dual(), survey, Takeover{})
 			if (c.refuse != "") != errors.Is(err, ErrTunnel) || c.refuse != "" && !strings.Contains(err.Error(), c.refuse) {
 				t.Errorf("error is %v, want it to say %q", err, c.refuse)
 			}
@@ -116,7 +116,7 @@ func TestTunnels(t *testing.T) {
 			direct := dual()
 			direct.VNI, direct.Port = 0, 0
 			survey.Routes = nil
-			if notes, err := Obstacles(direct, survey); err != nil || len(notes) > 0 {
+			if notes, err := Obstacles(direct, survey, Takeover{}); err != nil || len(notes) > 0 {
 				t.Errorf("without a tunnel of ours: %v, %q", err, notes)
 			}
 		})
@@ -124,7 +124,7 @@ func TestTunnels(t *testing.T) {
 	// One of the other family is no clash.
 	four := dual()
 	four.Ranges[subnet.V6] = netip.Prefix{}
-	if _, err := Obstacles(four, backend.Survey{Tunnels: []backend.Tunnel{{Name: "vx6", VNI: 1, Port: 8472, V6: true}}}); err != nil {
+	if _, err := Obstacles(four, backend.Survey{Tunnels: []backend.Tunnel{{Name: "vx6", VNI: 1, Port: 8472, V6: true}}}, Takeover{}); err != nil {
 		t.Error(err)
 	}
 }

@@ -66,7 +66,7 @@ func TestRules(t *testing.T) {
 		"a regex that is up before one before it":  {Wish{Regexes: regexes("ens5", "ens6")}, nil, [2]string{"ens6 172.16.0.6 172.16.0.6", ""}, ""},
 		"names before regexes":                     {Wish{Ifaces: []string{"eth0"}, Regexes: regexes("eth1")}, nil, [2]string{"eth0 10.0.2.15 10.0.2.15", "eth0 fd02::15 fd02::15"}, ""},
 		"a regex where no name is there":           {Wish{Ifaces: []string{"eth7"}, Regexes: regexes("eth1")}, nil, [2]string{"eth1 192.168.1.2 192.168.1.2", "eth1 fd99::2 fd99::2"}, ""},
-		"nothing matches":                          {Wish{Ifaces: []string{"eth7"}, Regexes: regexes("^wl")}, nil, [2]string{}, "no interface called eth7 (--iface): there are lo (10.255.0.1), eth0 (10.0.2.15, fd02::15)"},
+		"nothing matches":                          {Wish{Ifaces: []string{"eth7"}, Regexes: regexes("^wl")}, nil, [2]string{}, "no interface called eth7 (--iface); no interface with a global"},
 		"can reach":                                {Wish{CanReach: netip.MustParseAddr("192.168.1.9")}, nil, [2]string{"eth1 192.168.1.3 192.168.1.3", "eth1 fd99::2 fd99::2"}, "reaches 192.168.1.9 (--iface-can-reach)"},
 		"cannot reach":                             {Wish{CanReach: netip.MustParseAddr("10.9.9.9")}, nil, [2]string{}, "10.9.9.9 (--iface-can-reach) is not reached"},
 		"a public address that an interface has": {
@@ -164,6 +164,38 @@ func TestFollow(t *testing.T) {
 		again.Store = tc.store
 		if back := Follow(tc.wish, subnet.V4, again, c); tc.trouble != "" && (!back.Same(before[subnet.V4]) || back.Trouble != "") {
 			t.Errorf("%s: when all is back: %s, trouble %q", name, back.text(), back.Trouble)
+		}
+	}
+}
+
+// TestWayToAStoreThatIsAway says nothing: what serves is kept, and what does not is left.
+func TestWayToAStoreThatIsAway(t *testing.T) {
+	store := netip.MustParseAddr("192.168.1.9")
+	elsewhere := func(away bool) Host {
+		h := wide()
+		h.Store, h.StoreAway = []netip.Addr{store}, away
+		h.Ways[store] = backend.Way{Interface: "ens6", Source: netip.MustParseAddr("172.16.0.6")}
+		return h
+	}
+	h := wide()
+	h.Store = []netip.Addr{store}
+	before, err := Choose(Wish{}, []subnet.Family{subnet.V4}, h)
+	if err != nil || before[subnet.V4].Interface != "eth1" {
+		t.Fatalf("%s, %v", before[subnet.V4].text(), err)
+	}
+	if c := Follow(Wish{}, subnet.V4, elsewhere(true), before[subnet.V4]); !c.Same(before[subnet.V4]) || c.Trouble != "" || c.Reason != before[subnet.V4].Reason {
+		t.Errorf("while it is away: %s, %s", c.text(), c.Trouble)
+	}
+	if c := Follow(Wish{}, subnet.V4, elsewhere(false), before[subnet.V4]); c.Interface != "ens6" {
+		t.Errorf("when it is back: %s", c.text())
+	}
+	for what, harm := range map[string]func(*backend.Interface){
+		"down": func(i *backend.Interface) { i.Up = false }, "without its address": func(i *backend.Interface) { i.Addresses = nil },
+	} {
+		h := elsewhere(true)
+		harm(&h.Interfaces[slices.IndexFunc(h.Interfaces, func(i backend.Interface) bool { return i.Name == "eth1" })])
+		if c := Follow(Wish{}, subnet.V4, h, before[subnet.V4]); c.Interface != "ens6" {
+			t.Errorf("%s: %s", what, c.text())
 		}
 	}
 }

@@ -59,6 +59,8 @@ type Host struct {
 	Store []netip.Addr
 	// Ways are how the host sends to [Wish.Targets].
 	Ways map[netip.Addr]backend.Way
+	// StoreAway tells that the store does not answer: the way to it says nothing then.
+	StoreAway bool
 }
 
 // Choice is the underlay of a node for one family.
@@ -67,6 +69,8 @@ type Choice struct {
 	// Local is an address of the host, to which the tunnel is bound, and
 	// Public the one at which peers send to it.
 	Local, Public netip.Addr
+	// Translated tells that no interface has Public, as behind a 1:1 NAT.
+	Translated bool
 	// MTU is the interface's, in bytes.
 	MTU int
 	// OnLink are the family's prefixes whose addresses are on its link.
@@ -80,11 +84,11 @@ type Choice struct {
 // Same tells whether two choices lead to the same, for whatever reason and
 // whether they serve or not.
 func (c Choice) Same(o Choice) bool {
-	return c.Interface == o.Interface && c.Local == o.Local && c.Public == o.Public && c.MTU == o.MTU && slices.Equal(c.OnLink, o.OnLink)
+	return c.Interface == o.Interface && c.Local == o.Local && c.Public == o.Public && c.Translated == o.Translated && c.MTU == o.MTU && slices.Equal(c.OnLink, o.OnLink)
 }
 
-// Choose picks the underlay for each of the given families. Every error says
-// what was looked for and what there was.
+// Choose picks the underlay for each of the given families. Every error says what was
+// looked for, and not what there was: that is another with every pod that comes and goes.
 func Choose(wish Wish, families []subnet.Family, host Host) (subnet.PerFamily[Choice], error) {
 	var out subnet.PerFamily[Choice]
 	for _, f := range families {
@@ -142,7 +146,7 @@ type candidate struct {
 
 func (l look) choose() (Choice, error) {
 	if l.public.IsValid() && l.before.Local == l.public && l.holder(l.public) == nil {
-		return Choice{}, fmt.Errorf("%w: no interface has the public address %s any more; there are %s", ErrNone, l.public, List(l.host.Interfaces))
+		return Choice{}, fmt.Errorf("%w: no interface has the public address %s any more", ErrNone, l.public)
 	}
 	found, why := l.candidates()
 	if len(found) == 0 {
@@ -156,6 +160,7 @@ func (l look) choose() (Choice, error) {
 	if !out.Public.IsValid() {
 		out.Public = out.Local
 	}
+	out.Translated = l.holder(out.Public) == nil
 	if !best.Up {
 		out.Trouble = fmt.Sprintf("interface %s is down or has no carrier", best.Name)
 	}
@@ -178,6 +183,9 @@ func (l look) candidates() ([]candidate, error) {
 	}
 	if i := l.holder(l.public); i != nil {
 		return []candidate{{*i, l.public, "has the public address given"}}, nil
+	}
+	if i := l.holder(l.before.Local); l.host.StoreAway && i != nil && i.Up && i.Name == l.before.Interface {
+		return []candidate{{*i, l.before.Local, l.before.Reason}}, nil
 	}
 	if found := l.byStore(); len(found) > 0 {
 		return found, nil
@@ -219,7 +227,7 @@ func (l look) named(iface string) (*candidate, string) {
 	if isAddr {
 		what = "with the address"
 	}
-	return nil, fmt.Sprintf("no interface %s %s (--iface): there are %s", what, iface, List(l.host.Interfaces))
+	return nil, fmt.Sprintf("no interface %s %s (--iface)", what, iface)
 }
 
 // byRegex finds interfaces by their names first, then by their addresses. Of
@@ -240,8 +248,7 @@ func (l look) byRegex() (out []candidate, missing []string) {
 			}
 		}
 		if len(found) == 0 {
-			missing = append(missing, fmt.Sprintf("no interface with a global %s address, and none of these, matches %s (--iface-regex): there are %s",
-				l.family, re, List(l.host.Interfaces)))
+			missing = append(missing, fmt.Sprintf("no interface with a global %s address, and none of these, matches %s (--iface-regex)", l.family, re))
 		}
 		out = append(out, l.stick(found)...)
 	}
@@ -281,7 +288,7 @@ func (l look) byReach() (out []candidate, missing []string) {
 	if c, ok := l.byWay(to, "reaches "+to.String()+" (--iface-can-reach)"); ok {
 		return []candidate{c}, nil
 	}
-	return nil, []string{fmt.Sprintf("%s (--iface-can-reach) is not reached by an interface with a global %s address: there are %s", to, l.family, List(l.host.Interfaces))}
+	return nil, []string{fmt.Sprintf("%s (--iface-can-reach) is not reached by an interface with a global %s address", to, l.family)}
 }
 
 // byStore finds the interface by which the store is reached: by its addresses of
@@ -346,7 +353,7 @@ func (l look) byDefault() ([]candidate, error) {
 	if bare != "" {
 		return l.stick(found), fmt.Errorf("%w: %s has the default route and no global %s address: add one, or name another with --iface", ErrNone, bare, l.family)
 	}
-	return l.stick(found), fmt.Errorf("%w: there is no %s default route: name an interface with --iface; there are %s", ErrNone, l.family, List(l.host.Interfaces))
+	return l.stick(found), fmt.Errorf("%w: there is no %s default route: name an interface with --iface", ErrNone, l.family)
 }
 
 // stick puts the interface that was chosen before in front.

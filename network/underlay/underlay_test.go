@@ -62,23 +62,31 @@ func TestChoose(t *testing.T) {
 	}
 }
 
-func TestChooseSaysWhatThereIs(t *testing.T) {
+// TestChooseSaysWhatIsMissing, and not what there is, which is said once.
+func TestChooseSaysWhatIsMissing(t *testing.T) {
 	for name, tc := range map[string]struct {
 		wish Wish
 		f    subnet.Family
 		host []backend.Interface
 		want string
 	}{
-		"no such name":        {Wish{Ifaces: []string{"eth9"}}, subnet.V4, host, "no interface called eth9 (--iface): there are eth0 (10.0.2.15), eth1 (192.168.1.2, 192.168.1.3, fd99::2, fd99::3), lo (no address), eth2 (no address, down)"},
+		"no such name":        {Wish{Ifaces: []string{"eth9"}}, subnet.V4, host, "no interface called eth9 (--iface)"},
 		"no such address":     {Wish{Ifaces: []string{"10.9.9.9"}}, subnet.V4, host, "no interface with the address 10.9.9.9"},
 		"name lacks family":   {Wish{Ifaces: []string{"eth0"}}, subnet.V6, host, "interface eth0 has no global IPv6 address"},
 		"no default route":    {Wish{}, subnet.V4, host[2:], "there is no IPv4 default route: name an interface with --iface"},
 		"default, no address": {Wish{}, subnet.V4, []backend.Interface{{Name: "eth0", DefaultV4: true}}, "eth0 has the default route and no global IPv4 address"},
-		"nothing at all":      {Wish{}, subnet.V6, nil, "there are none"},
+		"nothing at all":      {Wish{}, subnet.V6, nil, "there is no IPv6 default route"},
 	} {
 		_, err := Choose(tc.wish, []subnet.Family{tc.f}, Host{Interfaces: tc.host})
-		if !errors.Is(err, ErrNone) || !strings.Contains(err.Error(), tc.want) {
+		if !errors.Is(err, ErrNone) || !strings.Contains(err.Error(), tc.want) || strings.Contains(err.Error(), "there are") {
 			t.Errorf("%s: got %v", name, err)
+		}
+	}
+	for want, there := range map[string][]backend.Interface{
+		"eth0 (10.0.2.15), eth1 (192.168.1.2, 192.168.1.3, fd99::2, fd99::3), lo (no address), eth2 (no address, down)": host, "none": nil,
+	} {
+		if got := List(there); got != want {
+			t.Errorf("there are %s, want %s", got, want)
 		}
 	}
 }
