@@ -10,6 +10,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/ripstop-net/ripstop/backend"
+	"github.com/ripstop-net/ripstop/backend/plan"
 	"github.com/ripstop-net/ripstop/network/converge"
 	"github.com/ripstop-net/ripstop/network/status"
 	"github.com/ripstop-net/ripstop/network/status/serve"
@@ -53,11 +54,12 @@ func (n *Node) Status() status.Status {
 	v := &n.view
 	v.mu.Lock()
 	s := status.Status{
-		Version: status.Version, Node: n.opts.Name, Up: v.up, Waiting: v.waiting,
+		Version: status.Version, Node: n.opts.Name, Up: v.up, Waiting: v.longestWaited(),
 		Daemon: status.Daemon{Version: n.opts.Version, PID: os.Getpid(), Started: v.started, LogLevel: n.opts.Level.String()},
 		Lease:  v.lease, Underlay: slices.Clone(v.underlay), UnderlayMoves: v.moves, Peers: v.peers, Store: v.store,
 	}
-	loop, notWritten := v.loop, v.fileProblem
+	s.Backend = v.config.Backend.Type
+	loop, notWritten, probing := v.loop, v.fileProblem, v.probing
 	v.mu.Unlock()
 
 	away := false
@@ -69,7 +71,7 @@ func (n *Node) Status() status.Status {
 			s.Store.Outage = &status.Outage{Since: o.Since, Reason: o.Reason, Failures: o.Failures}
 		}
 	}
-	s.Firewall = n.firewall.Report(context.Background())
+	s.Firewall, s.Host = n.firewall.Report(context.Background()), n.settings.Report()
 	s.Store.State = storeState(s.Store, now, away)
 	if s.Lease.Subnets == nil {
 		s.Lease.Subnets = prefixes(subnet.Subnets{})
@@ -87,9 +89,11 @@ func (n *Node) Status() status.Status {
 	}
 	var fileProblem string
 	s.SubnetFile, fileProblem = n.file.status()
+	s.Probing = probing.status()
 	s.Conditions = status.Judge(s, now, cmp.Or(fileProblem, notWritten))
 	n.tracker.Note(s.Conditions, now)
 	s.Ready = status.Met(s.Conditions)
+	n.trouble.Store(uint32(troubleOf(s)))
 	return s
 }
 
@@ -128,8 +132,8 @@ func (n *Node) Peers(ctx context.Context, q status.Query) status.Page {
 	v := &n.view
 	v.mu.Lock()
 	f, loop, planner := v.follower, v.loop, v.planner
+	page := status.Page{Version: status.Version, Peers: []status.Peer{}, Backend: v.config.Backend.Type}
 	v.mu.Unlock()
-	page := status.Page{Version: status.Version, Peers: []status.Peer{}}
 	if f == nil {
 		return page
 	}
@@ -172,7 +176,7 @@ func peerStatus(p subnet.Saved, owed []backend.Entry, facts []converge.Fact, mtu
 		mine := false
 		var of []converge.Fact
 		for i, o := range owed {
-			if familyOf(o, p.Lease) != f {
+			if plan.FamilyOf(o) != f {
 				continue
 			}
 			if r, ok := o.(backend.Route); ok {
@@ -185,7 +189,13 @@ func peerStatus(p subnet.Saved, owed []backend.Entry, facts []converge.Fact, mtu
 				of = append(of, facts[i])
 			}
 		}
-		if !mine {
+		switch {
+		case mine:
+		case len(owed) == 0 && way.Subnet.IsValid():
+			way.Path, way.Entries = status.NoPath, status.NoneOwed
+			out.Ways = append(out.Ways, way)
+			continue
+		default:
 			continue
 		}
 		if facts != nil {
@@ -194,22 +204,6 @@ func peerStatus(p subnet.Saved, owed []backend.Entry, facts []converge.Fact, mtu
 		out.Ways = append(out.Ways, way)
 	}
 	return out
-}
-
-// familyOf tells of which of the lease's families an entry is. A peer's MAC may
-// be the same in both, its address is not.
-func familyOf(e backend.Entry, l subnet.Lease) subnet.Family {
-	switch e := e.(type) {
-	case backend.FDB:
-		return subnet.FamilyOf(e.Remote)
-	case backend.Neighbour:
-		return subnet.FamilyOf(e.IP)
-	case backend.Nexthop:
-		return subnet.FamilyOf(e.Gateway)
-	case backend.Route:
-		return subnet.FamilyOf(e.Dst.Addr())
-	}
-	return subnet.FamilyOf(l.Subnets[subnet.V4].Addr())
 }
 
 // presence sums up facts. Of several that fail, the first that waits for no

@@ -18,9 +18,10 @@ import (
 // view is what a node's parts tell of themselves as they go, so that a status
 // can be given at any time and asks none of them.
 type view struct {
-	mu       sync.Mutex
-	started  time.Time
-	waiting  *status.Waiting
+	mu      sync.Mutex
+	started time.Time
+	// waiting has what is waited for, one thing or several at once, the oldest first.
+	waiting  []status.Waiting
 	underlay []status.Underlay
 	moves    uint64
 	// fileProblem says why the subnet file is not what it should be, "" if it is.
@@ -36,36 +37,51 @@ type view struct {
 	config   subnet.Config
 	loop     *converge.Loop
 	follower *follower
+	probing  probing
 }
 
-// waits notes what a start waits for, and goesOn that it has it.
+// waits notes what is waited for, and goesOn that it no longer is.
 func (v *view) waits(what string, why error) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	since := time.Now()
-	if v.waiting != nil && v.waiting.For == what {
-		since = v.waiting.Since
+	for i := range v.waiting {
+		if w := &v.waiting[i]; w.For == what {
+			w.Reason = why.Error()
+			return
+		}
 	}
-	v.waiting = &status.Waiting{For: what, Reason: why.Error(), Since: since}
+	v.waiting = append(v.waiting, status.Waiting{For: what, Reason: why.Error(), Since: time.Now()})
 }
 
 func (v *view) goesOn(what string) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	if v.waiting != nil && v.waiting.For == what {
-		v.waiting = nil
+	v.waiting = slices.DeleteFunc(v.waiting, func(w status.Waiting) bool { return w.For == what })
+}
+
+// longestWaited is what a status names, nil for nothing. It is for the holder of mu.
+func (v *view) longestWaited() *status.Waiting {
+	if len(v.waiting) == 0 {
+		return nil
 	}
+	first := v.waiting[0]
+	return &first
 }
 
 // chose notes the underlay.
 func (v *view) chose(families []subnet.Family, choice subnet.PerFamily[underlay.Choice]) {
+	v.heads(families, choice, subnet.PerFamily[string]{})
+}
+
+// heads is chose where the underlay is to be another, next.
+func (v *view) heads(families []subnet.Family, choice subnet.PerFamily[underlay.Choice], next subnet.PerFamily[string]) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	v.underlay = nil
 	for _, f := range families {
 		c := choice[f]
 		v.underlay = append(v.underlay, status.Underlay{
-			Family: f.String(), Interface: c.Interface, Address: c.Local, Public: c.Public, MTU: c.MTU, Reason: c.Reason, Problem: c.Trouble,
+			Family: f.String(), Interface: c.Interface, Address: c.Local, Public: c.Public, MTU: c.MTU, Reason: c.Reason, Problem: c.Trouble, Next: next[f],
 		})
 	}
 }
@@ -104,6 +120,13 @@ func (v *view) serves(p prepared, l subnet.Lease, loop *converge.Loop, f *follow
 	}
 	v.mu.Unlock()
 	v.count()
+}
+
+// probes notes how peers are asked and answered.
+func (v *view) probes(p probing) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.probing = p
 }
 
 func prefixes(s subnet.Subnets) []netip.Prefix {

@@ -16,7 +16,8 @@ import (
 // lockFile is held by the daemon to which the folder belongs.
 const lockFile = "ripstopd.lock"
 
-// HeldError says that a daemon has the folder.
+// HeldError says that a daemon has the folder, or another one in the same network
+// namespace.
 type HeldError struct {
 	Dir string
 	// Process is its number, as far as that is known.
@@ -25,7 +26,7 @@ type HeldError struct {
 
 // Error implements error.
 func (e *HeldError) Error() string {
-	return fmt.Sprintf("a ripstopd (process %s) runs with %s", e.Process, e.Dir)
+	return fmt.Sprintf("a ripstopd (process %s) runs with --run-dir %s", e.Process, e.Dir)
 }
 
 // Lock makes the folder and holds it, against a second daemon, which would fight

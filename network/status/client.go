@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/ripstop-net/ripstop/network/rundir"
 	"github.com/ripstop-net/ripstop/subnet"
 )
 
@@ -76,6 +77,24 @@ func (c *Client) Status(ctx context.Context) (s Status, err error) {
 	return s, err
 }
 
+// Process is the number of the daemon's process as it is seen from here, 0 where it
+// cannot be seen. The kernel tells, also where the daemon does not answer.
+func (c *Client) Process(ctx context.Context) (process int, err error) {
+	err = SocketPath(c.dir, SocketName, func(address string) error {
+		conn, err := (&net.Dialer{}).DialContext(ctx, "unix", address)
+		if err != nil {
+			return err
+		}
+		defer func() { _ = conn.Close() }()
+		process, err = rundir.Owner(conn.(*net.UnixConn))
+		return err
+	})
+	if err != nil {
+		return 0, c.explain(ctx, err)
+	}
+	return max(process, 0), nil
+}
+
 // Peers asks for a page of peers.
 func (c *Client) Peers(ctx context.Context, q Query) (p Page, err error) {
 	return p, c.call(ctx, http.MethodGet, PathPeers+"?"+q.Values().Encode(), nil, &p)
@@ -91,8 +110,12 @@ func (c *Client) AllPeers(ctx context.Context, q Query, each func(Page) error) e
 		if err := each(page); err != nil || page.Continue == "" {
 			return err
 		}
+		before := q.After
 		if q.After, err = subnet.ParseKey(page.Continue); err != nil {
 			return fmt.Errorf("read the daemon's answer: %w", err)
+		}
+		if q.After == before {
+			return fmt.Errorf("read the daemon's answer: the page after %s is to be followed by itself", page.Continue)
 		}
 	}
 }
@@ -176,6 +199,8 @@ func (c *Client) explain(ctx context.Context, err error) error {
 		return ctx.Err()
 	case errors.Is(err, fs.ErrNotExist):
 		return fmt.Errorf("%w: there is no %s: start it, or give the --run-dir that it was started with", ErrNotRunning, path)
+	case errors.Is(err, unix.ENOTDIR):
+		return fmt.Errorf("%s is no folder: give the --run-dir that ripstopd was started with", c.dir)
 	case errors.Is(err, unix.ECONNREFUSED):
 		return fmt.Errorf("%w: the one that answered at %s was killed or has crashed: start it again and look at its log", ErrNotRunning, path)
 	case errors.Is(err, fs.ErrPermission):

@@ -30,6 +30,8 @@ const (
 	UnderlayThere = "underlay"
 	// StoreKnown: the copy of the store is current, or knowingly stale.
 	StoreKnown = "store"
+	// Forwarding: the host forwards what pods send and get.
+	Forwarding = "forwarding"
 	// DeviceRight: devices and addresses are as wanted.
 	DeviceRight = "device"
 	// EntriesRight: the last pass left no entry that fails or is fought for.
@@ -39,7 +41,7 @@ const (
 )
 
 // Names lists the conditions.
-var Names = []string{Started, LeaseHeld, Undisputed, UnderlayThere, StoreKnown, DeviceRight, EntriesRight, SubnetFile}
+var Names = []string{Started, LeaseHeld, Undisputed, UnderlayThere, StoreKnown, Forwarding, DeviceRight, EntriesRight, SubnetFile}
 
 // Judge makes the conditions of a status, without Since. fileProblem says what
 // is wrong with the subnet file, which nothing else in the status tells.
@@ -54,7 +56,11 @@ func Judge(s Status, now time.Time, fileProblem string) []Condition {
 	}
 	waiting := ""
 	if s.Waiting != nil {
-		waiting = fmt.Sprintf("waits for %s: %s", s.Waiting.For, s.Waiting.Reason)
+		waiting = "waits for " + s.Waiting.For
+		if !s.Waiting.Since.IsZero() {
+			waiting += " since " + clock(s.Waiting.Since)
+		}
+		waiting += ": " + s.Waiting.Reason
 	}
 	switch {
 	case s.Up:
@@ -69,6 +75,7 @@ func Judge(s Status, now time.Time, fileProblem string) []Condition {
 	add(UnderlayThere, underlayProblem(s.Underlay), "")
 	problem, note := storeProblem(s.Store, now)
 	add(StoreKnown, problem, note)
+	add(Forwarding, forwardingProblem(s), "")
 	add(DeviceRight, deviceProblem(s), "")
 	add(EntriesRight, entriesProblem(s.Loop), "")
 	add(SubnetFile, fileProblem, "")

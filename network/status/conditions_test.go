@@ -17,8 +17,14 @@ var now = time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
 func well() Status {
 	return Status{
 		Up: true, Lease: Lease{Held: true, Expires: now.Add(time.Hour)}, Devices: []Device{{Name: "ripstop.1", Right: true}},
+		Host:  Host{Kept: true, Settings: []Setting{{Name: "net.ipv4.ip_forward", Want: 1, Have: 1, Right: true, Forwards: "IPv4"}}},
 		Store: Store{State: Current, Revision: 7}, Loop: Loop{Passes: 1},
 	}
+}
+
+func unforwarded(s Setting) Host {
+	s.Name, s.Want, s.Forwards = "net.ipv4.ip_forward", 1, "IPv4"
+	return Host{Kept: true, Settings: []Setting{s}}
 }
 
 // TestJudge: what fails each condition, and that it fails no other.
@@ -32,8 +38,11 @@ func TestJudge(t *testing.T) {
 		bad  string
 		want string
 	}{
-		"coming up":       {func(s *Status) { s.Up = false }, "", Started, "coming up"},
-		"waits":           {func(s *Status) { s.Up, s.Waiting = false, &Waiting{For: "lease", Reason: "all are taken"} }, "", Started, "waits for lease: all are taken"},
+		"coming up": {func(s *Status) { s.Up = false }, "", Started, "coming up"},
+		"waits":     {func(s *Status) { s.Up, s.Waiting = false, &Waiting{For: "lease", Reason: "all are taken"} }, "", Started, "waits for lease: all are taken"},
+		"waits since": {func(s *Status) {
+			s.Up, s.Waiting = false, &Waiting{For: "lease", Reason: "all are taken", Since: now}
+		}, "", Started, "waits for lease since 2026-03-01T12:00:00Z: all are taken"},
 		"waits though up": {func(s *Status) { s.Waiting = &Waiting{For: "lease", Reason: "x"} }, "", "", ""},
 		"no lease yet":    {func(s *Status) { s.Lease = Lease{} }, "", LeaseHeld, "no lease is held yet"},
 		"lease ran out":   {func(s *Status) { s.Lease.Expires = now }, "", LeaseHeld, "may have run out at 2026-03-01T12:00:00Z"},
@@ -43,11 +52,19 @@ func TestJudge(t *testing.T) {
 		"underlay gone": {func(s *Status) {
 			s.Underlay = []Underlay{{Family: "IPv4", Interface: "eth0", Address: netip.MustParseAddr("10.0.0.1"), Problem: "no address"}}
 		}, "", UnderlayThere, "IPv4: no address; going on with 10.0.0.1 on eth0"},
-		"store unread":       {func(s *Status) { s.Store.State = Unread }, "", StoreKnown, "not been listed"},
-		"store silent":       {func(s *Status) { s.Store.State = Silent }, "", StoreKnown, "nothing says why"},
-		"store away":         {func(s *Status) { s.Store.State, s.Store.Outage = Stale, &Outage{Since: now, Reason: "refused"} }, "", "", "revision 7; the store is away since 2026-03-01T12:00:00Z: refused"},
-		"saved":              {func(s *Status) { s.Store.State, s.Store.Saved = Stale, true }, "", "", "what was saved, of revision 7"},
-		"config changed":     {func(s *Status) { s.Store.Config = "changed" }, "", "", "changed"},
+		"store unread":          {func(s *Status) { s.Store.State = Unread }, "", StoreKnown, "not been listed"},
+		"store silent":          {func(s *Status) { s.Store.State = Silent }, "", StoreKnown, "nothing says why"},
+		"store away":            {func(s *Status) { s.Store.State, s.Store.Outage = Stale, &Outage{Since: now, Reason: "refused"} }, "", "", "revision 7; the store is away since 2026-03-01T12:00:00Z: refused"},
+		"saved":                 {func(s *Status) { s.Store.State, s.Store.Saved = Stale, true }, "", "", "what was saved, of revision 7"},
+		"config changed":        {func(s *Status) { s.Store.Config = "changed" }, "", "", "changed"},
+		"does not forward":      {func(s *Status) { s.Host = unforwarded(Setting{}) }, "", Forwarding, "net.ipv4.ip_forward is 0, so that no IPv4 packets of pods are forwarded: it is put back in a moment"},
+		"forwarding fought for": {func(s *Status) { s.Host = unforwarded(Setting{Fought: true, Restored: 7}) }, "", Forwarding, "are forwarded: an outside hand changes net.ipv4.ip_forward again and again, 7 times put back"},
+		"forwards by fits":      {func(s *Status) { s.Host = unforwarded(Setting{Fought: true, Have: 1, Right: true, Restored: 7}) }, "", Forwarding, "IPv4 packets of pods are forwarded by fits and starts: an outside hand"},
+		"cannot forward":        {func(s *Status) { s.Host = unforwarded(Setting{}); s.Host.Problem = "it is read-only: run sysctl" }, "", Forwarding, "are forwarded; it is read-only: run sysctl"},
+		"another setting wrong": {func(s *Status) {
+			s.Host = Host{Kept: true, Settings: []Setting{{Name: "net.ipv6.conf.eth0.accept_ra", Want: 2, Have: 1}}}
+		}, "", "", ""},
+		"keeps no settings":  {func(s *Status) { s.Host = Host{} }, "", "", ""},
 		"needs no device":    {func(s *Status) { s.Devices = nil }, "", "", ""},
 		"one of two devices": {func(s *Status) { s.Devices = append(s.Devices, Device{Name: "x", Problem: "is down"}) }, "", DeviceRight, "x: is down"},
 		"failing":            {func(s *Status) { s.Loop.Failing = 1 }, "", EntriesRight, "1 entry cannot be had"},
@@ -70,11 +87,11 @@ func TestJudge(t *testing.T) {
 		}
 	}
 	coming := well()
-	coming.Up, coming.Devices = false, nil
-	if all := Judge(coming, now, ""); !slices.ContainsFunc(all, func(c Condition) bool {
-		return c.Name == DeviceRight && !c.OK && strings.Contains(c.Reason, "no device yet")
-	}) {
-		t.Errorf("coming up without a device: %+v", all)
+	coming.Up, coming.Devices, coming.Host = false, nil, Host{}
+	for name, text := range map[string]string{DeviceRight: "no device yet", Forwarding: "settings have not been seen to yet"} {
+		if all := Judge(coming, now, ""); !slices.ContainsFunc(all, func(c Condition) bool { return c.Name == name && !c.OK && strings.Contains(c.Reason, text) }) {
+			t.Errorf("coming up: %+v does not say %q", all, text)
+		}
 	}
 	if Met(nil) {
 		t.Error("no conditions are met")

@@ -1,6 +1,9 @@
 package status
 
-import "time"
+import (
+	"net/netip"
+	"time"
+)
 
 // Firewall is what the node keeps of the host's packet filter, and what of it is
 // in the pods' way. It is no condition of readiness: a host that lacks nftables
@@ -16,6 +19,9 @@ type Firewall struct {
 	Guard   bool   `json:"guard"`
 	Peers   int    `json:"peers"`
 	Dropped uint64 `json:"dropped"`
+	// Strangers are who sent what was dropped in the last ten minutes or so, the
+	// busiest first, 10 at most; none where the kernel cannot tell.
+	Strangers []Stranger `json:"strangers,omitempty"`
 	// Writes counts the transactions that changed something, Heals those that
 	// undid what another hand had done; LastHeal is when the last was.
 	Writes   uint64    `json:"writes"`
@@ -23,6 +29,12 @@ type Firewall struct {
 	LastHeal time.Time `json:"last_heal,omitzero"`
 	// Findings are others' rules that drop pods' traffic, 20 or so at most.
 	Findings []Rule `json:"findings,omitempty"`
+}
+
+// Stranger is an address of no peer that sends the tunnel's packets.
+type Stranger struct {
+	Address netip.Addr `json:"address"`
+	Packets uint64     `json:"packets"`
 }
 
 // Rule is one of somebody else's.

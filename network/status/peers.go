@@ -22,6 +22,8 @@ type Path string
 const (
 	Tunnel Path = "tunnel"
 	Direct Path = "direct"
+	// NoPath: this node makes no way there, as with a backend that leases subnets only.
+	NoPath Path = "none"
 )
 
 // Presence says whether the kernel has what a peer owes.
@@ -37,6 +39,8 @@ const (
 	Failing Presence = "failing"
 	// Unknown: the loop is busy and did not answer in time.
 	Unknown Presence = "unknown"
+	// NoneOwed: it owes none.
+	NoneOwed Presence = "none"
 )
 
 // Peer is another node, as this one reaches it.
@@ -54,7 +58,8 @@ type Way struct {
 	Subnet netip.Prefix `json:"subnet"`
 	Public netip.Addr   `json:"public"`
 	Path   Path         `json:"path"`
-	// Device is by which packets leave, MTU what they may have, in bytes.
+	// Device is by which packets leave, MTU what they may have, in bytes. Both are
+	// empty where there is no path.
 	Device string `json:"device"`
 	MTU    int    `json:"mtu"`
 	// MAC is that of the peer's device, empty on a direct path.
@@ -68,6 +73,8 @@ type Way struct {
 type Page struct {
 	Version int    `json:"version"`
 	Peers   []Peer `json:"peers"`
+	// Backend is as in Status.
+	Backend string `json:"backend,omitempty"`
 	// Total is how many peers there are, whatever was asked for.
 	Total int `json:"total"`
 	// Revision is the store's as of which they are.

@@ -17,6 +17,8 @@ type Status struct {
 	Version int    `json:"version"`
 	Daemon  Daemon `json:"daemon"`
 	Node    string `json:"node"`
+	// Backend is the type that the network config names, "" until it is known.
+	Backend string `json:"backend,omitempty"`
 	// Ready is true while every condition holds.
 	Ready bool `json:"ready"`
 	// Up tells that a start has come as far as device and peers.
@@ -35,6 +37,9 @@ type Status struct {
 	Store         Store    `json:"store"`
 	Loop          Loop     `json:"loop"`
 	Firewall      Firewall `json:"firewall"`
+	// Probing says who answers; it is no condition of readiness.
+	Probing Probing `json:"probing"`
+	Host    Host    `json:"host"`
 	// SubnetFile is where CNI plugins learn of the subnets; a condition says what
 	// is wrong with it.
 	SubnetFile File `json:"subnet_file"`
@@ -53,6 +58,9 @@ type Daemon struct {
 	PID      int       `json:"pid"`
 	Started  time.Time `json:"started,omitzero"`
 	LogLevel string    `json:"log_level"`
+	// Listen is the TCP address of --listen, ListenProblem why nothing answers there.
+	Listen        string `json:"listen,omitempty"`
+	ListenProblem string `json:"listen_problem,omitempty"`
 	// Beat is when the loop last answered.
 	Beat time.Time `json:"beat,omitzero"`
 }
@@ -94,6 +102,9 @@ type Underlay struct {
 	// Problem says why it does not serve at present; the node goes on with what
 	// is said here of it.
 	Problem string `json:"problem,omitempty"`
+	// Next is what it is to be and what that waits for: peers may be told of another
+	// public address before the node sends from it.
+	Next string `json:"next,omitempty"`
 }
 
 // Device is one of the node's own.

@@ -16,18 +16,18 @@ import (
 	"github.com/ripstop-net/ripstop/network/status"
 )
 
-// public is what is answered on TCP: nothing that changes anything, nothing that
-// costs much.
+// public is what is answered on TCP: nothing that changes anything, and of what costs
+// something, no more than so much.
 func (s *Server) public() http.Handler {
 	mux := http.NewServeMux()
-	s.common(mux)
+	s.common(mux, s.ration.of)
 	return mux
 }
 
 // private is what is answered on the socket.
 func (s *Server) private() http.Handler {
 	mux := http.NewServeMux()
-	s.common(mux)
+	s.common(mux, func(h http.HandlerFunc) http.HandlerFunc { return h })
 	mux.HandleFunc("GET "+status.PathLogLevel, s.logLevel)
 	mux.HandleFunc("PUT "+status.PathLogLevel, s.setLogLevel)
 	mux.HandleFunc("/debug/pprof/", pprof.Index)
@@ -38,12 +38,13 @@ func (s *Server) private() http.Handler {
 	return mux
 }
 
-func (s *Server) common(mux *http.ServeMux) {
+// common is what is answered everywhere. What costs something goes through limit.
+func (s *Server) common(mux *http.ServeMux, limit func(http.HandlerFunc) http.HandlerFunc) {
 	mux.HandleFunc("GET "+status.PathHealth, s.health)
 	mux.HandleFunc("GET "+status.PathReady, s.ready)
 	mux.Handle("GET "+status.PathMetrics, s.metrics)
 	mux.HandleFunc("GET "+status.PathStatus, s.all)
-	mux.HandleFunc("GET "+status.PathPeers, s.peers)
+	mux.HandleFunc("GET "+status.PathPeers, limit(s.peers))
 }
 
 // health tells whether the loop has answered lately. A node that waits for its

@@ -20,7 +20,7 @@ type metric struct {
 	kind prometheus.ValueType
 	read func(s *status.Status, emit func(value float64, labels ...string))
 	// times, where set, makes it a histogram instead.
-	times func(s *status.Status) status.Times
+	times func(s *status.Status, emit func(t status.Times, labels ...string))
 }
 
 func define(kind prometheus.ValueType, name, help string, read func(*status.Status, func(float64, ...string)), labels ...string) metric {
@@ -103,7 +103,7 @@ var metrics = []metric{
 	gauge("fought_entries", "Entries that an outside hand undoes again and again.", func(s *status.Status) float64 { return float64(s.Loop.Fought) }),
 	{
 		desc:  prometheus.NewDesc("ripstop_pass_duration_seconds", "What passes of the loop took.", nil, nil),
-		times: func(s *status.Status) status.Times { return s.Loop.PassTimes },
+		times: func(s *status.Status, emit func(status.Times, ...string)) { emit(s.Loop.PassTimes) },
 	},
 	stamp("last_pass_timestamp_seconds", "When the last pass of the loop ended.", func(s *status.Status) time.Time { return s.Loop.LastPass }),
 	stamp("loop_beat_timestamp_seconds", "When the loop last answered that it lives.", func(s *status.Status) time.Time { return s.Daemon.Beat }),
@@ -122,7 +122,15 @@ var metrics = []metric{
 	counter("kernel_dump_failures_total", "Readings of the kernel's state that failed.", func(s *status.Status) uint64 { return s.Loop.Dumps.Failed }),
 	counter("subnet_file_restored_total", "Times that the subnet file was put back after another hand had changed or deleted it.", func(s *status.Status) uint64 { return s.SubnetFile.Restored }),
 
-	gauge("firewall_right", "Whether the firewall rules are as wanted (1) or not (0); 0 also where none are kept.", func(s *status.Status) float64 { return truth(s.Firewall.Kept && s.Firewall.Problem == "") }),
+	gauge("host_settings_wrong", "Settings of the host's that are not as pods need them.", func(s *status.Status) float64 { return float64(s.Host.Wrong()) }),
+	counter("host_settings_restored_total", "Times that a setting of the host's was put back after another hand had changed it.", func(s *status.Status) uint64 { return s.Host.Restored }),
+
+	define(prometheus.GaugeValue, "firewall_right", "Whether the firewall rules are as wanted (1) or not (0); absent where none are kept.",
+		func(s *status.Status, emit func(float64, ...string)) {
+			if s.Firewall.Kept {
+				emit(truth(s.Firewall.Problem == ""))
+			}
+		}),
 	define(prometheus.GaugeValue, "firewall_findings", "Firewall rules of others that drop pods' traffic, for certain or maybe.",
 		func(s *status.Status, emit func(float64, ...string)) {
 			certain := 0
@@ -138,6 +146,30 @@ var metrics = []metric{
 	counter("firewall_heals_total", "Transactions that put firewall rules back which another hand had changed.", func(s *status.Status) uint64 { return s.Firewall.Heals }),
 	gauge("guard_peers", "Addresses from which the guard lets the tunnel's packets in.", func(s *status.Status) float64 { return float64(s.Firewall.Peers) }),
 	counter("guard_dropped_packets_total", "Packets of the tunnel from no peer that the guard dropped. It goes on where the daemon before left off.", func(s *status.Status) uint64 { return s.Firewall.Dropped }),
+
+	define(prometheus.CounterValue, "probes_total", "Questions to peers whether they can be reached, by layer.",
+		func(s *status.Status, emit func(float64, ...string)) {
+			for _, l := range s.Probing.Layers {
+				emit(float64(l.Asked), l.Layer)
+			}
+		}, "layer"),
+	define(prometheus.CounterValue, "probes_lost_total", "Such questions that were not answered within a second.",
+		func(s *status.Status, emit func(float64, ...string)) {
+			for _, l := range s.Probing.Layers {
+				emit(float64(l.Lost), l.Layer)
+			}
+		}, "layer"),
+	{
+		desc: prometheus.NewDesc("ripstop_probe_round_trip_seconds", "The time from a question to a peer to its answer, by layer.", []string{"layer"}, nil),
+		times: func(s *status.Status, emit func(status.Times, ...string)) {
+			for _, l := range s.Probing.Layers {
+				emit(l.RoundTrips, l.Layer)
+			}
+		},
+	},
+	gauge("silent_peers", "Peers that do not answer on a layer, counted once for each, up to 64.", func(s *status.Status) float64 { return float64(len(s.Probing.Silent)) }),
+	counter("echoes_answered_total", "Questions of peers that were answered.", func(s *status.Status) uint64 { return s.Probing.Answered }),
+	counter("echoes_ignored_total", "Questions to the echo's port from no peer.", func(s *status.Status) uint64 { return s.Probing.Ignored }),
 }
 
 // collector gives the metrics of one status at a time.
@@ -155,12 +187,13 @@ func (c *collector) Collect(to chan<- prometheus.Metric) {
 	s := c.status()
 	for _, m := range metrics {
 		if m.times != nil {
-			t := m.times(&s)
-			buckets := map[float64]uint64{}
-			for _, b := range t.Buckets {
-				buckets[b.Within] = b.Count
-			}
-			to <- prometheus.MustNewConstHistogram(m.desc, t.Count, t.Sum, buckets)
+			m.times(&s, func(t status.Times, labels ...string) {
+				buckets := map[float64]uint64{}
+				for _, b := range t.Buckets {
+					buckets[b.Within] = b.Count
+				}
+				to <- prometheus.MustNewConstHistogram(m.desc, t.Count, t.Sum, buckets, labels...)
+			})
 			continue
 		}
 		m.read(&s, func(value float64, labels ...string) {

@@ -23,10 +23,18 @@ func full() status.Status {
 	now := time.Now()
 	s := well().Status()
 	s.Daemon = status.Daemon{Version: "v1", PID: 1, Started: now, LogLevel: "info", Beat: now}
+	s.Firewall.Kept = true
 	s.Lease.Expires, s.Loop.LastPass, s.Store.Heard = now, now, now
 	s.Devices = append(s.Devices, status.Device{Name: "ripstop-v6.1", Right: true, MTU: 1430})
 	for i := range 9 {
 		s.Loop.PassTimes.Buckets = append(s.Loop.PassTimes.Buckets, status.Bucket{Within: float64(i + 1)})
+	}
+	for _, l := range []string{"underlay", "overlay"} {
+		layer := status.ProbedLayer{Layer: l}
+		for i := range 13 {
+			layer.RoundTrips.Buckets = append(layer.RoundTrips.Buckets, status.Bucket{Within: float64(i + 1)})
+		}
+		s.Probing.Layers = append(s.Probing.Layers, layer)
 	}
 	return s
 }
@@ -100,7 +108,7 @@ func TestDocumentationHasEveryMetric(t *testing.T) {
 		t.Fatal(err)
 	}
 	documented := map[string]string{}
-	for _, m := range regexp.MustCompile("(?m)^\\| `(\\w+)` \\| (.*) \\|$").FindAllStringSubmatch(string(text), -1) {
+	for _, m := range regexp.MustCompile("(?m)^\\| `(ripstop_\\w+)` \\| (.*) \\|$").FindAllStringSubmatch(string(text), -1) {
 		documented[m[1]] = m[2]
 	}
 	exposed := map[string]string{}
@@ -125,6 +133,20 @@ func TestDocumentationHasEveryMetric(t *testing.T) {
 		if _, ok := exposed[name]; !ok {
 			t.Errorf("Documentation/metrics.md has %s, which does not exist", name)
 		}
+	}
+}
+
+// TestNoRulesAreNoWrongRules: where none are kept, as with backend alloc, the alert
+// on wrong rules has nothing to go by.
+func TestNoRulesAreNoWrongRules(t *testing.T) {
+	s := full()
+	s.Firewall = status.Firewall{}
+	if f := gather(t, s)["ripstop_firewall_right"]; f != nil {
+		t.Errorf("without rules: %v", f)
+	}
+	s.Firewall = status.Firewall{Kept: true, Problem: "refused"}
+	if f := gather(t, s)["ripstop_firewall_right"]; f == nil || f.Metric[0].GetGauge().GetValue() != 0 {
+		t.Errorf("with wrong rules: %v", f)
 	}
 }
 

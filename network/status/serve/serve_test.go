@@ -75,8 +75,8 @@ func well() *fake {
 		*s = status.Status{
 			Version: status.Version, Node: "node1", Up: true,
 			Lease:   status.Lease{Held: true, Subnets: []netip.Prefix{netip.MustParsePrefix("10.5.1.0/24")}},
-			Devices: []status.Device{{Name: "ripstop.1", Right: true, MTU: 1450}},
-			Peers:   status.Peers{Count: 3}, Store: status.Store{State: status.Current, Heard: time.Now()}, Loop: status.Loop{Passes: 1},
+			Devices: []status.Device{{Name: "ripstop.1", Right: true, MTU: 1450}}, Host: status.Host{Kept: true},
+			Peers: status.Peers{Count: 3}, Store: status.Store{State: status.Current, Heard: time.Now()}, Loop: status.Loop{Passes: 1},
 		}
 	})
 	return f
@@ -113,6 +113,12 @@ func run(t *testing.T, source Source, listen string) *rig {
 	})
 	t.Cleanup(r.stop)
 	return r
+}
+
+// address is that on TCP.
+func (r *rig) address() string {
+	at, _ := r.server.tcp.now()
+	return at
 }
 
 func (r *rig) get(t *testing.T, path string) (int, string) {
@@ -212,6 +218,9 @@ func TestSocketIsTheOwnersAlone(t *testing.T) {
 	if _, err := client.Status(t.Context()); !errors.Is(err, status.ErrNotRunning) || !strings.Contains(err.Error(), "has crashed") {
 		t.Errorf("a dead daemon's socket: %v", err)
 	}
+	if process, err := client.Process(t.Context()); process != 0 || !errors.Is(err, status.ErrNotRunning) {
+		t.Errorf("a dead daemon's process is %d, %v", process, err)
+	}
 	s, err := listenSocket(dir)
 	if err != nil {
 		t.Fatal(err)
@@ -219,6 +228,9 @@ func TestSocketIsTheOwnersAlone(t *testing.T) {
 	info, err := os.Stat(filepath.Join(dir, status.SocketName))
 	if err != nil || info.Mode().Perm() != 0o600 || info.Mode().Type() != os.ModeSocket {
 		t.Errorf("the socket is %v, %v", info.Mode(), err)
+	}
+	if process, err := client.Process(t.Context()); process != os.Getpid() || err != nil { // Nobody answers.
+		t.Errorf("its process is %d, %v", process, err)
 	}
 	if inside, _ := os.ReadDir(dir); len(inside) != 1 {
 		t.Errorf("the folder has %v", inside)
@@ -260,7 +272,7 @@ func TestLongRunDir(t *testing.T) {
 // refused.
 func TestTCPHasNothingThatChangesOrCosts(t *testing.T) {
 	r := run(t, well(), "127.0.0.1:0")
-	base := "http://" + r.server.tcp.Addr().String()
+	base := "http://" + r.address()
 	ask := func(method, path string) (int, string) {
 		t.Helper()
 		req, err := http.NewRequestWithContext(t.Context(), method, base+path, nil)
@@ -295,8 +307,105 @@ func TestTCPHasNothingThatChangesOrCosts(t *testing.T) {
 	if n := r.logs.FilterMessage("answering on TCP").Len(); n != 1 {
 		t.Errorf("said %d times", n)
 	}
-	if _, err := Open(Options{Dir: t.TempDir(), Listen: r.server.tcp.Addr().String(), Log: zap.NewNop()}, well()); err == nil || !strings.Contains(err.Error(), "--listen: ") {
-		t.Errorf("an address in use: %v", err)
+}
+
+// TestTakenPortIsTriedAgain: pods do not need it, so the daemon answers at its socket,
+// says once what is the matter, shows it, and answers on TCP as soon as it can.
+func TestTakenPortIsTriedAgain(t *testing.T) {
+	taken, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := taken.Addr().String()
+	r := run(t, well(), at)
+	s, err := r.client.Status(t.Context())
+	if err != nil || !s.Ready || s.Daemon.Listen != at || !strings.Contains(s.Daemon.ListenProblem, "address already in use") {
+		t.Errorf("while it is taken: %+v, %v", s.Daemon, err)
+	}
+	r.server.tcp.try()
+	if n := r.logs.FilterMessage("nothing is answered at --listen: tried again").Len(); n != 1 {
+		t.Errorf("said %d times", n)
+	}
+	if err := taken.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for end := time.Now().Add(3 * listenAgain); ; time.Sleep(20 * time.Millisecond) {
+		s, err := r.client.Status(t.Context())
+		if err == nil && s.Daemon.ListenProblem == "" && s.Daemon.Listen == at {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatalf("it is free again: %+v, %v", s.Daemon, err)
+		}
+	}
+	resp, err := http.Get("http://" + at + status.PathReady)
+	if err != nil || resp.StatusCode != http.StatusOK {
+		t.Fatalf("%v, %v", resp, err)
+	}
+	_ = resp.Body.Close()
+	http.DefaultClient.CloseIdleConnections()
+}
+
+// TestPagesOnTCPAreRationed, in what is answered at once and in what is in a second;
+// at the socket they are not.
+func TestPagesOnTCPAreRationed(t *testing.T) {
+	f := well()
+	r := run(t, f, "127.0.0.1:0")
+	c := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 2 * mostPages}}
+	defer c.CloseIdleConnections()
+	ask := func(path string) (int, string, http.Header) {
+		resp, err := c.Get("http://" + r.address() + path)
+		if err != nil {
+			t.Error(err)
+			return 0, "", nil
+		}
+		defer func() { _ = resp.Body.Close() }()
+		body, _ := io.ReadAll(resp.Body)
+		return resp.StatusCode, string(body), resp.Header
+	}
+	f.mu.Lock() // Whoever asks for peers waits now.
+	codes := make(chan int, mostPages)
+	for range mostPages {
+		go func() {
+			code, _, _ := ask(status.PathPeers)
+			codes <- code
+		}()
+	}
+	refused := func() bool {
+		code, body, header := ask(status.PathPeers)
+		return code == http.StatusServiceUnavailable && strings.Contains(body, "ask again") && header.Get("Retry-After") == "1"
+	}
+	for end := time.Now().Add(5 * time.Second); len(r.server.ration.busy) < mostPages; time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("they are not being answered")
+		}
+	}
+	if !refused() {
+		t.Error("one more than is answered at once is not refused")
+	}
+	f.mu.Unlock()
+	for range mostPages {
+		if code := <-codes; code != http.StatusOK {
+			t.Errorf("one of those answered at once: %d", code)
+		}
+	}
+	counts := map[int]int{}
+	began := time.Now()
+	for range 3 * pagesAtOnce {
+		code, _, _ := ask(status.PathPeers)
+		counts[code]++
+	}
+	most := pagesAtOnce + int(time.Since(began).Seconds()*pagesPerSecond) + 1
+	if counts[200] == 0 || counts[200] > most || counts[200]+counts[http.StatusTooManyRequests] != 3*pagesAtOnce {
+		t.Errorf("answered %v, at most %d", counts, most)
+	}
+	if code, _, _ := ask(status.PathReady); code != http.StatusOK {
+		t.Errorf("a probe is answered %d", code)
+	}
+	for range 3 * pagesAtOnce {
+		if _, err := r.client.Peers(t.Context(), status.Query{}); err != nil {
+			t.Fatalf("at the socket: %v", err)
+		}
 	}
 }
 
@@ -305,7 +414,7 @@ func TestTCPHasNothingThatChangesOrCosts(t *testing.T) {
 func TestSlowClientsHoldNothing(t *testing.T) {
 	r := run(t, well(), "127.0.0.1:0")
 	for i := range 40 {
-		conn, err := net.Dial("tcp", r.server.tcp.Addr().String())
+		conn, err := net.Dial("tcp", r.address())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -316,13 +425,13 @@ func TestSlowClientsHoldNothing(t *testing.T) {
 			_, _ = fmt.Fprintf(conn, "GET /v1/peers HTTP/1.1\r\nHost: x\r\n\r\n")
 		}
 	}
-	resp, err := http.Get("http://" + r.server.tcp.Addr().String() + status.PathHealth)
+	resp, err := http.Get("http://" + r.address() + status.PathHealth)
 	if err != nil || resp.StatusCode != 200 {
 		t.Fatalf("%v %v", resp, err)
 	}
 	_ = resp.Body.Close()
 	http.DefaultClient.CloseIdleConnections()
-	huge, err := net.Dial("tcp", r.server.tcp.Addr().String())
+	huge, err := net.Dial("tcp", r.address())
 	if err != nil {
 		t.Fatal(err)
 	}

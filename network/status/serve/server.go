@@ -72,7 +72,8 @@ type Server struct {
 	source Source
 	log    *zap.Logger
 	socket *socket
-	tcp    net.Listener
+	tcp    *lateListener // nil for none.
+	ration *ration       // Of what is answered there.
 	// beat is when the loop last answered.
 	beat    atomic.Pointer[time.Time]
 	metrics http.Handler
@@ -80,9 +81,10 @@ type Server struct {
 }
 
 // Open listens and does not answer yet. It takes the place of a socket that an
-// ended daemon left behind.
+// ended daemon left behind. A TCP address that cannot be had is no error: pods need
+// none, and it is tried again.
 func Open(o Options, source Source) (*Server, error) {
-	s := &Server{opts: o, source: source, log: o.Log, notify: newNotifier(o.Log)}
+	s := &Server{opts: o, source: source, log: o.Log, notify: newNotifier(o.Log), ration: newRation()}
 	s.beats()
 	registry, err := NewRegistry(s.status)
 	if err != nil {
@@ -93,10 +95,8 @@ func Open(o Options, source Source) (*Server, error) {
 		return nil, err
 	}
 	if o.Listen != "" {
-		if s.tcp, err = net.Listen("tcp", o.Listen); err != nil {
-			return nil, errors.Join(fmt.Errorf("--listen: %w", err), s.socket.Close())
-		}
-		s.tcp = netutil.LimitListener(s.tcp, maxTCPConns)
+		s.tcp = newLateListener(o.Listen, o.Log)
+		s.tcp.try()
 	}
 	return s, nil
 }
@@ -106,8 +106,13 @@ func (s *Server) Run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	s.answer(ctx, group, netutil.LimitListener(s.socket, maxUnixConns), s.private(), profileTime)
 	if s.tcp != nil {
-		s.log.Info("answering on TCP", zap.Stringer("address", s.tcp.Addr()))
-		s.answer(ctx, group, s.tcp, s.public(), writeTime)
+		group.Go(func() error {
+			if at := s.tcp.listen(ctx); at != nil {
+				s.log.Info("answering on TCP", zap.Stringer("address", at.Addr()))
+				s.answer(ctx, group, netutil.LimitListener(at, maxTCPConns), s.public(), writeTime)
+			}
+			return nil
+		})
 	}
 	group.Go(func() error { return s.pulse(ctx) })
 	return group.Wait()
@@ -199,5 +204,8 @@ func (s *Server) status() status.Status {
 	out := s.source.Status()
 	out.Daemon.Beat = *s.beat.Load()
 	out.Daemon.LogLevel = s.opts.Level.String()
+	if s.tcp != nil {
+		out.Daemon.Listen, out.Daemon.ListenProblem = s.tcp.now()
+	}
 	return out
 }
