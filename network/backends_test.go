@@ -9,6 +9,7 @@ import (
 
 	"github.com/ripstop-net/ripstop/backend"
 	"github.com/ripstop-net/ripstop/backend/backendtest"
+	"github.com/ripstop-net/ripstop/network/status"
 	"github.com/ripstop-net/ripstop/subnet"
 )
 
@@ -86,6 +87,16 @@ func TestAllocNode(t *testing.T) {
 	}
 	rules.mu.Unlock()
 	_, own := r.own()
+	a := r.asked()
+	a.well()
+	page, err := a.client.Peers(t.Context(), status.Query{})
+	if err != nil || page.Backend != "alloc" || len(page.Peers) != 1 || len(page.Peers[0].Ways) != 1 {
+		t.Fatalf("peers: %+v, %v", page, err)
+	}
+	want := status.Way{Family: "IPv4", Subnet: netip.MustParsePrefix("10.5.2.0/24"), Public: netip.MustParseAddr("10.98.0.2"), Path: status.NoPath, Entries: status.NoneOwed}
+	if page.Peers[0].Ways[0] != want {
+		t.Errorf("way is %+v, want %+v", page.Peers[0].Ways[0], want)
+	}
 	if own.Backend != "alloc" || own.MTU != 1500 {
 		t.Errorf("own record: %s", own.Record())
 	}

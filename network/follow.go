@@ -1,6 +1,7 @@
 package network
 
 import (
+	"fmt"
 	"net/netip"
 	"slices"
 	"sync"
@@ -36,27 +37,38 @@ type follower struct {
 	changed, settled func()
 	epoch            string
 
+	// leaves has something when an address begins to wait for the end of its grace.
+	leaves     chan struct{}
+	movedGrace time.Duration
+	mostMoved  int
+	// storeAway tells whether the store does not answer.
+	storeAway func() bool
+
 	// gathered is what is to be told when no more changes follow at once.
 	gathered gathered
 	// text is the config as it was last seen in the store.
 	text string
 
-	mu       sync.Mutex // For save, move and status, which other goroutines call.
-	planner  plan.Planner
-	mirror   *subnet.Mirror
-	own      []backend.Entry // What the node owes for itself.
-	begun    bool
-	held     subnet.Holds
-	unread   []subnet.Subnets
-	problems *problems
+	mu        sync.Mutex // For save, move and status, which other goroutines call.
+	planner   plan.Planner
+	mirror    *subnet.Mirror
+	own       []backend.Entry // What the node owes for itself.
+	begun     bool
+	held      subnet.Holds
+	unread    []subnet.Subnets
+	problems  *problems
+	ownRecord ownRecord
+	ownMoved  func() // Called when ownRecord is another.
+	left      []left // What peers have moved away from, the oldest first.
 }
 
 func newFollower(p prepared, planner plan.Planner, loop *converge.Loop, owed []backend.Entry, grace time.Duration, log *zap.Logger) *follower {
 	f := &follower{
 		config: p.config, planner: planner, node: p.self.Node, subnet: p.self.Subnets, loop: loop, log: log, own: owed, problems: newProblems(log), text: string(p.seen),
 		firewall: noFirewall{}, kick: make(chan struct{}, 1), rewritten: make(chan subnet.Lease, 1), changed: func() {}, settled: func() {},
+		leaves: make(chan struct{}, 1), storeAway: func() bool { return false }, movedGrace: movedGrace, mostMoved: mostMoved, ownMoved: func() {},
 	}
-	f.mirror = subnet.NewMirror(p.config, p.request.Self, func(l subnet.Lease) error { return f.planner.Check(l) })
+	f.mirror = subnet.NewMirror(p.config, p.request.Self, f.check)
 	f.mirror.SetGrace(grace)
 	if p.saved != nil {
 		f.mirror.Restore(p.saved.Epoch, p.saved.Revision, p.saved.Peers)
@@ -64,6 +76,18 @@ func newFollower(p prepared, planner plan.Planner, loop *converge.Loop, owed []b
 		f.held = f.mirror.Holds()
 	}
 	return f
+}
+
+// check tells why there is no way to a lease's holder. Who has taken this node's
+// subnet is none of its peers: its pods use that on, and what is for them must not
+// go to the other when the pods' bridge, with its own route, is away for a moment.
+func (f *follower) check(l subnet.Lease) error {
+	for family, own := range f.subnet {
+		if s := l.Subnets[family]; own.IsValid() && s.IsValid() && own.Overlaps(s) {
+			return fmt.Errorf("subnet %s is in use on this node", s)
+		}
+	}
+	return f.planner.Check(l)
 }
 
 // begin wants what the mirror has. It is called before the first change only
@@ -80,12 +104,11 @@ func (f *follower) begin() {
 // alone.
 func (f *follower) tell(deltas []subnet.Delta) {
 	var release, owe []backend.Entry
-	var came, went []netip.Addr
+	var came []netip.Addr
 	said := f.log.Level() <= zap.DebugLevel
 	for _, d := range deltas {
 		release = append(release, f.planner.Peer(d.Before)...)
 		owe = append(owe, f.planner.Peer(d.After)...)
-		went = append(went, publicAddresses(f.subnet, d.Before)...)
 		came = append(came, publicAddresses(f.subnet, d.After)...)
 		if said {
 			f.log.Debug("peer changed", zap.Stringer("before", d.Before.Subnets), zap.Stringer("after", d.After.Subnets), zap.String("holder", d.After.Holder()))
@@ -93,7 +116,7 @@ func (f *follower) tell(deltas []subnet.Delta) {
 	}
 	f.firewall.Update(nil, came)
 	f.loop.Update(f.mirror.Revision(), release, owe)
-	f.firewall.Update(went, nil)
+	f.firewall.Update(f.gone(deltas, time.Now()), nil)
 }
 
 func (f *follower) tellAll() {
@@ -122,13 +145,13 @@ func (f *follower) move(planner plan.Planner, self subnet.Identity, own []backen
 	before := f.planner
 	release, owe := slices.Clone(f.own), slices.Clone(own)
 	f.planner, f.own = planner, own
-	var went, came []netip.Addr
+	var came []netip.Addr
 	changed := map[subnet.Subnets]bool{}
-	for _, d := range f.mirror.Move(self) {
+	deltas := f.mirror.Move(self)
+	for _, d := range deltas {
 		changed[d.Before.Subnets], changed[d.After.Subnets] = true, true
 		release = append(release, before.Peer(d.Before)...)
 		owe = append(owe, planner.Peer(d.After)...)
-		went = append(went, publicAddresses(f.subnet, d.Before)...)
 		came = append(came, publicAddresses(f.subnet, d.After)...)
 	}
 	if !f.begun { // All is yet to be told.
@@ -145,7 +168,7 @@ func (f *follower) move(planner plan.Planner, self subnet.Identity, own []backen
 	}
 	f.firewall.Update(nil, came)
 	f.loop.Update(f.mirror.Revision(), release, owe)
-	f.firewall.Update(went, nil)
+	f.firewall.Update(f.gone(deltas, time.Now()), nil)
 }
 
 // save returns the peers of now.
@@ -171,6 +194,7 @@ func (f *follower) follow(c subnet.Change) {
 	for _, l := range c.Leases {
 		if l.Node == f.node && l.Subnets == f.subnet {
 			f.tellRewritten(l)
+			f.noteOwn(l, true)
 		}
 	}
 	if c.More {

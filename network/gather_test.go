@@ -73,7 +73,7 @@ func TestRevisionsOfOneAnswerAreToldOnce(t *testing.T) {
 		follower.firewall = wall
 		var ranges, own subnet.Subnets
 		ranges[subnet.V4], own[subnet.V4] = netip.MustParsePrefix("10.0.0.0/8"), follower.subnet[subnet.V4]
-		wall.Begin(ranges, own, subnet.PerFamily[string]{"ripstop.1"}, 1, 8472)
+		wall.Begin(ranges, own, subnet.PerFamily[string]{"ripstop.1"}, subnet.PerFamily[[]netip.Addr]{}, 1, 8472, false)
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		var tasks errgroup.Group
 		tasks.Go(func() error { return follower.loop.Run(ctx) })

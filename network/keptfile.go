@@ -6,6 +6,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/fsnotify/fsnotify"
 	"go.uber.org/zap"
 
 	"github.com/ripstop-net/ripstop/network/envfile"
@@ -21,13 +22,17 @@ const (
 	fileCalm         = time.Minute
 )
 
-// keptFile is the subnet file. Another hand's change of it is found by whoever has
-// a status made, which the daemon itself does each few seconds, and undone by keep.
+// keptFile is the subnet file. Another hand's change of it is announced by the kernel
+// (hear), and found by whoever has a status made, which the daemon itself does each few
+// seconds, and undone by keep.
 type keptFile struct {
 	path string
 	log  *zap.Logger
-	// found has something after a status showed that the file is not as it was put.
-	found chan struct{}
+	// found has something when the file may not be as it was put, written after it was
+	// put.
+	found, written chan struct{}
+	// listen is listenTo, but in tests.
+	listen func(folder string) (*fsnotify.Watcher, error)
 
 	mu sync.Mutex
 	// want is what the file says once it is put, as reading gives it.
@@ -39,7 +44,18 @@ type keptFile struct {
 }
 
 func newKeptFile(path string, log *zap.Logger) *keptFile {
-	return &keptFile{path: path, log: log, found: make(chan struct{}, 1)}
+	return &keptFile{path: path, log: log, found: make(chan struct{}, 1), written: make(chan struct{}, 1), listen: listenTo}
+}
+
+// wake has keep look at the file.
+func (k *keptFile) wake() { poke(k.found) }
+
+// poke leaves word in a channel that holds one, unless there is some already.
+func poke(word chan<- struct{}) {
+	select {
+	case word <- struct{}{}:
+	default:
+	}
 }
 
 // write puts the file in place. What it says is kept from then on.
@@ -54,6 +70,7 @@ func (k *keptFile) write(env envfile.Env) error {
 		return err
 	}
 	k.want, k.put, k.unwritten = want, true, ""
+	poke(k.written)
 	return nil
 }
 
@@ -73,10 +90,7 @@ func (k *keptFile) status() (now status.File, problem string) {
 	if k.unwritten != "" {
 		problem += ", and cannot be put back: " + k.unwritten
 	}
-	select {
-	case k.found <- struct{}{}:
-	default:
-	}
+	k.wake()
 	return now, problem
 }
 
@@ -97,8 +111,8 @@ func (k *keptFile) amiss() string {
 	return k.path + " was changed by another"
 }
 
-// keep puts the file back as it was put whenever a status shows that it is not so,
-// until ctx ends, which returns nil.
+// keep puts the file back as it was put whenever it is woken and that is not so, until
+// ctx ends, which returns nil. It does not look of itself.
 func (k *keptFile) keep(ctx context.Context) error {
 	var last, said time.Time
 	pause := firstFilePause
@@ -120,7 +134,7 @@ func (k *keptFile) keep(ctx context.Context) error {
 		switch {
 		case err != nil: // The status has it, and says why.
 		case now.Sub(said) > fileCalm:
-			k.log.Warn("subnet file is put back, as a look at the node's status found it changed", zap.String("was", what), zap.Uint64("times", unsaid+1))
+			k.log.Warn("subnet file is put back, as another hand changed it", zap.String("was", what), zap.Uint64("times", unsaid+1))
 			said, unsaid = now, 0
 		default:
 			unsaid++
@@ -150,5 +164,6 @@ func (k *keptFile) restore() (what string, err error) {
 		return what, err
 	}
 	k.restored++
+	poke(k.written)
 	return what, nil
 }

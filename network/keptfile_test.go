@@ -3,6 +3,7 @@ package network
 import (
 	"bytes"
 	"context"
+	"errors"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -10,8 +11,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/fsnotify/fsnotify"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest/observer"
+	"golang.org/x/sys/unix"
 
 	"github.com/ripstop-net/ripstop/network/envfile"
 	"github.com/ripstop-net/ripstop/subnet"
@@ -26,6 +29,9 @@ func TestSubnetFileIsPutBack(t *testing.T) {
 	env.Networks[subnet.V4], env.Subnets[subnet.V4] = netip.MustParsePrefix("10.5.0.0/16"), netip.MustParsePrefix("10.5.7.0/24")
 	whole := env.Bytes()
 	text := func(text []byte) func() error { return func() error { return os.WriteFile(path, text, 0o644) } }
+	instead := func(make func() error) func() error {
+		return func() error { return errors.Join(os.Remove(path), make()) }
+	}
 	for name, harm := range map[string]struct {
 		do   func() error
 		want string
@@ -35,6 +41,8 @@ func TestSubnetFileIsPutBack(t *testing.T) {
 		"emptied":          {text(nil), "is gone or empty"},
 		"another's":        {text([]byte("FLANNEL_SUBNET=10.9.9.1/24\n")), "was overwritten by another: it has 10.9.9.0/24"},
 		"with another MTU": {text(bytes.Replace(whole, []byte("=1450"), []byte("=9000"), 1)), "was changed by another"},
+		"a pipe":           {instead(func() error { return unix.Mkfifo(path, 0o644) }), "is no regular file"},
+		"a device":         {instead(func() error { return os.Symlink("/dev/zero", path) }), "is no regular file"},
 		"broken":           {text([]byte("FLANNEL_MTU=many\n")), "FLANNEL_MTU"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -76,27 +84,40 @@ func TestSubnetFileIsPutBack(t *testing.T) {
 			if err := <-ended; err != nil {
 				t.Error(err)
 			}
-			if lines := logs.All(); len(lines) != 1 || !strings.Contains(lines[0].Message, "as a look at the node's status found it changed") {
+			if lines := logs.All(); len(lines) != 1 || !strings.Contains(lines[0].Message, "as another hand changed it") {
 				t.Errorf("said %v", lines)
 			}
 		})
 	}
 }
 
-// TestNodeKeepsItsSubnetFile while nobody asks how it is: it looks by itself.
+// TestNodeKeepsItsSubnetFile while nobody asks how it is: it hears of what befalls the
+// file, and looks by itself where it hears nothing.
 func TestNodeKeepsItsSubnetFile(t *testing.T) {
-	r := newRig(t)
-	r.start()
-	r.ready()
-	whole, err := os.ReadFile(r.opts.SubnetFile)
-	if err != nil {
-		t.Fatal(err)
+	for name, deaf := range map[string]bool{"heard": false, "unheard": true} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t)
+			r.tune = func(n *Node) {
+				if deaf {
+					n.file.listen = func(string) (*fsnotify.Watcher, error) { return nil, unix.EMFILE }
+				}
+			}
+			r.start()
+			r.ready()
+			whole, err := os.ReadFile(r.opts.SubnetFile)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := os.Remove(r.opts.SubnetFile); err != nil {
+				t.Fatal(err)
+			}
+			r.eventuallyIn(30*time.Second, "the file is back", func() bool {
+				have, err := os.ReadFile(r.opts.SubnetFile)
+				return err == nil && bytes.Equal(have, whole)
+			})
+			if n := r.logs.FilterMessageSnippet("not heard of").Len(); n != 0 != deaf {
+				t.Errorf("it is said %d times that nothing is heard", n)
+			}
+		})
 	}
-	if err := os.Remove(r.opts.SubnetFile); err != nil {
-		t.Fatal(err)
-	}
-	r.eventuallyIn(30*time.Second, "the file is back", func() bool {
-		have, err := os.ReadFile(r.opts.SubnetFile)
-		return err == nil && bytes.Equal(have, whole)
-	})
 }

@@ -15,9 +15,14 @@ import (
 
 // claim obtains the lease, trying at once when kicked. It writes nothing while
 // another machine has this node's place.
-func (n *Node) claim(ctx context.Context, cfg subnet.Config, req subnet.Request, kick <-chan struct{}) (lease subnet.Lease, err error) {
+func (n *Node) claim(ctx context.Context, cfg subnet.Config, req subnet.Request, kick <-chan struct{}) (subnet.Lease, error) {
+	return n.claimWhere(ctx, cfg, req, kick, n.twinInPlace)
+}
+
+// claimWhere is claim where each try depends on what is asked first.
+func (n *Node) claimWhere(ctx context.Context, cfg subnet.Config, req subnet.Request, kick <-chan struct{}, first func() error) (lease subnet.Lease, err error) {
 	err = n.until(ctx, "lease", kick, func() error {
-		if err := n.twinInPlace(); err != nil {
+		if err := first(); err != nil {
 			return err
 		}
 		lease, err = subnet.Claim(ctx, n.store, cfg, req)
@@ -56,7 +61,7 @@ func (n *Node) hold(ctx context.Context, p prepared, lease subnet.Lease, keeper 
 		}
 		keeper.claimed(lease)
 	}
-	req, published := p.request, site{public: p.request.Self.PublicIP, mtu: p.request.MTU}
+	req, published := p.request, site{public: p.request.Self.PublicIP, endpoints: p.request.Endpoints, mtu: p.request.MTU}
 	vigil := newVigil(n, p)
 	moved := make(chan site, 1)
 	group, ctx := errgroup.WithContext(ctx)
@@ -78,6 +83,7 @@ func (n *Node) hold(ctx context.Context, p prepared, lease subnet.Lease, keeper 
 					return err
 				}
 				keeper.claimed(lease)
+				f.noteOwn(lease, false)
 				continue
 			}
 			if !errors.Is(err, subnet.ErrLeaseLost) {
@@ -105,6 +111,7 @@ func (n *Node) hold(ctx context.Context, p prepared, lease subnet.Lease, keeper 
 				return err
 			}
 			keeper.claimed(lease)
+			f.noteOwn(lease, false)
 		}
 	})
 	return group.Wait()
@@ -126,7 +133,7 @@ func (n *Node) appearWhereMoved(ctx context.Context, v *vigil, at site, changed 
 				return nil // The end of ctx.
 			}
 		}
-		if at.public == was.public && at.mtu == was.mtu {
+		if at.public == was.public && at.endpoints == was.endpoints && at.mtu == was.mtu {
 			continue // Others are told nothing of what has changed.
 		}
 		select {

@@ -3,8 +3,10 @@ package network
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"reflect"
+	"slices"
 	"time"
 
 	"go.uber.org/zap"
@@ -42,6 +44,10 @@ type mover struct {
 	// moves and words ration what is done and what is said.
 	moves, words ration
 	said         string // The error that was said last.
+	// pending is a move that waits, nil where none does.
+	pending *pending
+	// told has something when more is known of what peers are told.
+	told chan struct{}
 }
 
 // ration is a number of times that grows by one each moveEvery up to mostMoves.
@@ -52,14 +58,48 @@ type ration struct {
 
 // followUnderlay keeps the node where its underlay is, until ctx ends.
 func (n *Node) followUnderlay(ctx context.Context, p prepared, f *follower) error {
-	m := &mover{n: n, p: p, follower: f, moves: ration{mostMoves, time.Now()}, words: ration{mostMoves, time.Now()}}
+	m := &mover{n: n, p: p, follower: f, told: make(chan struct{}, 1), moves: ration{mostMoves, time.Now()}, words: ration{mostMoves, time.Now()}}
 	kick := make(chan struct{}, 1)
+	f.tellMoved(func() { signal(m.told) })
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error {
 		return n.host.WatchInterfaces(ctx, n.sight.leads, func() { signal(kick) })
 	})
 	group.Go(func() error { return m.run(ctx, kick) })
 	return group.Wait()
+}
+
+// errMoved says that the node that starts is elsewhere than was chosen.
+var errMoved = errors.New("the underlay is another")
+
+// lookLasts is how old a look at the host may be for a start to go by it.
+const lookLasts = time.Second
+
+// stillThere looks again where the underlay is before a start makes anything known:
+// it may have waited for long. Where that is elsewhere by now, the node is placed
+// there and errMoved ends the wait; what goes by the place is then to be done anew.
+func (n *Node) stillThere(ctx context.Context, p *prepared) error {
+	if time.Since(p.lookedAt) < lookLasts {
+		return nil
+	}
+	seen, err := n.sight.look(ctx)
+	if err != nil {
+		return err
+	}
+	p.lookedAt = time.Now()
+	m := &mover{n: n, p: *p}
+	seen.StoreAway = m.n.storeAway()
+	before, _ := n.place.now()
+	after := m.follow(before, seen)
+	if after.same(before, p.config) {
+		return nil
+	}
+	m.say(underlayChanged, before, after)
+	m.sayTrouble(before, after)
+	n.place.set(after)
+	n.view.chose(p.config.Families(), after.choice)
+	p.self, p.request, p.living = after.self, after.request(p.request), after.living(p.living)
+	return final(errMoved)
 }
 
 func (m *mover) run(ctx context.Context, kick <-chan struct{}) error {
@@ -69,6 +109,7 @@ func (m *mover) run(ctx context.Context, kick <-chan struct{}) error {
 		select {
 		case <-ctx.Done():
 		case <-kick:
+		case <-m.told:
 		case <-again.C:
 		}
 		again.Reset(settling)
@@ -84,10 +125,18 @@ func (m *mover) run(ctx context.Context, kick <-chan struct{}) error {
 		}
 		began := time.Now()
 		pause = m.look(ctx, began)
-		rest := time.NewTimer(min(lookShare*time.Since(began), longestRest))
+		resting := min(lookShare*time.Since(began), longestRest)
+		var told <-chan struct{}
+		if m.pending != nil { // What peers were told holds for movedGrace alone.
+			resting, told = min(resting, pause), m.told
+		}
+		rest := time.NewTimer(resting)
 		select {
 		case <-ctx.Done():
+		case <-told:
+			pause = 0
 		case <-rest.C:
+			pause = max(0, pause-resting)
 		}
 		rest.Stop()
 	}
@@ -96,6 +145,9 @@ func (m *mover) run(ctx context.Context, kick <-chan struct{}) error {
 // look sees where the underlay is and moves the node there. It returns when to
 // look again at the latest.
 func (m *mover) look(ctx context.Context, now time.Time) time.Duration {
+	if m.due(now) { // A look may take long.
+		return min(m.arrive(), settling)
+	}
 	seen, err := m.n.sight.look(ctx)
 	if err != nil {
 		if ctx.Err() == nil && err.Error() != m.said {
@@ -105,19 +157,23 @@ func (m *mover) look(ctx context.Context, now time.Time) time.Duration {
 		return lookAgain
 	}
 	m.said = ""
+	seen.StoreAway = m.n.storeAway()
 	if store, ok := m.n.store.Store.(subnet.Redialer); ok && !reflect.DeepEqual(seen, m.seen) {
 		store.Redial()
 	}
 	m.seen = seen
-	before, _ := m.n.place.now()
-	after := m.follow(before, seen)
-	moved, news := false, false
+	at, goal := m.where()
+	from := goal
+	if !goal.stands(m.p.config.Families(), seen) { // Else what has gone again would be waited for.
+		from = at
+	}
+	after := m.follow(from, seen)
+	moved, news := !after.same(goal, m.p.config), false
 	for _, f := range m.p.config.Families() {
-		moved = moved || !after.choice[f].Same(before.choice[f])
-		news = news || after.choice[f].Trouble != before.choice[f].Trouble
+		news = news || after.choice[f].Trouble != goal.choice[f].Trouble
 	}
 	if !moved && !news {
-		return m.next()
+		return m.goOn(now)
 	}
 	of := &m.words
 	if moved {
@@ -126,20 +182,26 @@ func (m *mover) look(ctx context.Context, now time.Time) time.Duration {
 	if wait := of.take(now); wait > 0 {
 		return wait
 	}
-	m.say(before, after)
-	if !moved {
-		m.n.place.set(after)
-		m.n.view.chose(m.p.config.Families(), after.choice)
-		return m.next()
+	m.sayTrouble(goal, after)
+	m.headFor(at, after, now)
+	return m.goOn(now)
+}
+
+// storeAway tells whether the store does not answer.
+func (n *Node) storeAway() bool {
+	reporter, ok := n.store.Store.(subnet.Reporter)
+	if !ok {
+		return false
 	}
-	if err := m.move(after); err != nil {
-		m.n.log.Error("underlay cannot be followed", zap.Error(err))
-	}
-	return m.next()
+	_, away := reporter.Outage()
+	return away
 }
 
 // next is when to look without having been told of anything.
 func (m *mover) next() time.Duration {
+	if m.seen.StoreAway { // When it is back, the way to it counts again.
+		return lookAgain
+	}
 	every := cmp.Or(m.n.opts.AuditEvery, DefaultAuditEvery)
 	if m.n.sight.partly() {
 		return min(every, lookupAgain)
@@ -147,25 +209,33 @@ func (m *mover) next() time.Duration {
 	return every
 }
 
-// follow gives the site that the host has for the node now. One that the network
-// cannot use is none: the node stays where it was, in trouble.
+// follow gives the site that the host has for the node now. Where the network cannot
+// use it as it is for a family, the node stays where it was with that one, in trouble,
+// and goes on with the other.
 func (m *mover) follow(before site, seen underlay.Host) site {
 	choice := before.choice
 	for _, f := range m.p.config.Families() {
-		choice[f] = underlay.Follow(m.n.opts.Underlay, f, seen, before.choice[f])
+		choice[f] = heeded(underlay.Follow(m.n.opts.Underlay, f, seen, before.choice[f]), m.p.options)
 	}
 	after, err := newSite(before.self, m.p.config, m.p.options, choice)
 	if err == nil {
 		return after
 	}
+	kept := before.choice
 	for _, f := range m.p.config.Families() {
-		if !choice[f].Same(before.choice[f]) {
-			choice[f] = before.choice[f]
-			choice[f].Trouble = err.Error()
+		with := kept
+		with[f] = choice[f]
+		if _, err := newSite(before.self, m.p.config, m.p.options, with); err != nil {
+			kept[f].Trouble = err.Error()
+		} else {
+			kept = with
 		}
 	}
-	before.choice = choice
-	return before
+	if after, err = newSite(before.self, m.p.config, m.p.options, kept); err != nil {
+		before.choice = kept
+		return before
+	}
+	return after
 }
 
 // take uses one up, or says how long to wait for one.
@@ -184,7 +254,8 @@ func (r *ration) take(now time.Time) (wait time.Duration) {
 }
 
 // move brings the node to a site: device and peers first, then what others are
-// told by the record, the presence and the subnet file.
+// told by the record, the presence and the subnet file, as far as they were not told
+// before.
 func (m *mover) move(to site) error {
 	planner := m.p.options.Planner(to.self)
 	own, err := planner.Own()
@@ -196,6 +267,7 @@ func (m *mover) move(to site) error {
 		links[f] = u.Interface
 	}
 	m.n.settings.Move(links)
+	beginFirewall(m.follower.firewall, m.p.config, to, own, m.p.flannels)
 	m.follower.move(planner, subnet.Identity{Node: m.n.opts.Name, PublicIP: to.public}, own)
 	m.n.view.moved(planner, m.p.config.Families(), to.choice)
 	m.n.view.count()
@@ -204,13 +276,21 @@ func (m *mover) move(to site) error {
 }
 
 // say tells what becomes another.
-func (m *mover) say(before, after site) {
+func (m *mover) say(what string, before, after site, more ...zap.Field) {
+	for _, f := range m.p.config.Families() {
+		was, is := before.choice[f], after.choice[f]
+		if !is.Same(was) {
+			was := fmt.Sprintf("%s %s, public %s, MTU %d", was.Interface, was.Local, was.Public, was.MTU)
+			m.n.log.Info(what, slices.Concat(choiceFields(f, is), []zap.Field{zap.String("before", was)}, more)...)
+		}
+	}
+}
+
+// sayTrouble tells what does not serve any more, and what does again.
+func (m *mover) sayTrouble(before, after site) {
 	for _, f := range m.p.config.Families() {
 		was, is := before.choice[f], after.choice[f]
 		family := zap.Stringer("family", f)
-		if !is.Same(was) {
-			m.n.log.Info("underlay changed", append(choiceFields(f, is), zap.String("before", fmt.Sprintf("%s %s, public %s, MTU %d", was.Interface, was.Local, was.Public, was.MTU)))...)
-		}
 		switch {
 		case is.Trouble == was.Trouble:
 		case is.Trouble != "":

@@ -14,7 +14,9 @@ import (
 
 	"github.com/ripstop-net/ripstop/backend"
 	"github.com/ripstop-net/ripstop/backend/backendtest"
+	"github.com/ripstop-net/ripstop/backend/plan"
 	"github.com/ripstop-net/ripstop/network/status"
+	"github.com/ripstop-net/ripstop/network/underlay"
 	"github.com/ripstop-net/ripstop/subnet"
 )
 
@@ -38,6 +40,46 @@ func (r *rig) renumber(addresses ...string) {
 			r.host.host[0].Addresses = append(r.host.host[0].Addresses, netip.MustParseAddr(a))
 		}
 	})
+}
+
+// anotherAt has another machine known as living at an address.
+func (r *rig) anotherAt(node, address string) {
+	r.t.Helper()
+	other := subnet.Living{Token: "other", Node: node}
+	other.Addresses[0] = netip.MustParseAddr(address)
+	if _, err := r.store.Appear(r.t.Context(), other); err != nil {
+		r.t.Fatal(err)
+	}
+}
+
+// TestFirewallFollowsTheUnderlay: the packet filter is told where peers send to, also
+// where the published address is none of the underlay's, before the device is there.
+func TestFirewallFollowsTheUnderlay(t *testing.T) {
+	r := newRig(t)
+	f := &fakeFirewall{rig: r, try: make(chan struct{}), let: map[netip.Addr]int{}}
+	close(f.try)
+	r.firewall = f
+	r.start()
+	r.ready()
+	at := func(want ...string) func() bool {
+		return func() bool {
+			f.mu.Lock()
+			defer f.mu.Unlock()
+			return fmt.Sprint(f.at[subnet.V4]) == fmt.Sprint(want) && len(f.at[subnet.V6]) == 0
+		}
+	}
+	if !at("10.99.0.1")() {
+		t.Errorf("at the start: %v", f.at)
+	}
+	r.renumber("10.99.0.7")
+	r.eventually("it knows of the move", at("10.99.0.7"))
+	r.stop()
+	r.opts.Underlay.PublicIP[subnet.V4] = netip.MustParseAddr("203.0.113.7")
+	r.start()
+	r.ready()
+	if !at("10.99.0.7", "203.0.113.7")() {
+		t.Errorf("with another published address: %v", f.at)
+	}
 }
 
 // TestNodeFollowsItsUnderlay: all that names the address or the MTU follows, the
@@ -104,7 +146,7 @@ func TestUnderlayThatIsGoneIsKept(t *testing.T) {
 			func(h *fakeHost) { h.host = nil },
 			func(h *fakeHost) {
 				h.host = []backend.Interface{{Name: "eth5", Up: true, MTU: 1500, Addresses: []netip.Addr{netip.MustParseAddr("10.99.0.5")}, DefaultV4: true}}
-			}, "there are none", "10.99.0.5",
+			}, "there is no IPv4 default route: name an interface with --iface", "10.99.0.5",
 		},
 		"down":          {func(h *fakeHost) { h.host[0].Up = false }, func(h *fakeHost) { h.host[0].Up = true }, "eth0 is down or has no carrier", "10.99.0.1"},
 		"MTU too small": {func(h *fakeHost) { h.host[0].MTU = 600 }, func(h *fakeHost) { h.host[0].MTU = 1500 }, "interface eth0: MTU 550 is below", "10.99.0.1"},
@@ -164,11 +206,7 @@ func TestMoveToTheAddressOfAnother(t *testing.T) {
 	r.ready()
 	a := r.asked()
 	a.well()
-	other := subnet.Living{Token: "other", Node: "node7"}
-	other.Addresses[0] = netip.MustParseAddr("10.99.0.7")
-	if _, err := r.store.Appear(t.Context(), other); err != nil {
-		t.Fatal(err)
-	}
+	r.anotherAt("node7", "10.99.0.7")
 	r.renumber("10.99.0.7")
 	a.fails("public address 10.99.0.7 is still that of node7", status.Undisputed)
 	if _, own := r.own(); own.Endpoints[0].PublicIP.String() != "10.99.0.1" {
@@ -343,6 +381,92 @@ type redialled struct {
 }
 
 func (s *redialled) Redial() { s.times.Add(1) }
+
+// TestPodsThatComeAreNoNews: hundreds of interfaces with addresses and routes of their
+// own, some of the underlay's prefix, have a node with tunnels plan nothing and say nothing,
+// whether its underlay serves or not.
+func TestPodsThatComeAreNoNews(t *testing.T) {
+	for name, gone := range map[string]bool{"serves": false, "gone": true} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t)
+			r.onLink()
+			second := r.join(2)
+			r.start()
+			r.ready()
+			r.eventually("the peer is reached", func() bool { return r.reaches(second) })
+			if gone {
+				r.host.become(func() { r.host.host[0].DefaultV4 = false })
+				r.eventually("it is said", func() bool { return r.said("underlay does not serve") })
+			}
+			lines := r.logs.Len()
+			r.kernel.Ops()
+			looks := r.host.looks.Load()
+			for i := range 200 {
+				r.host.become(func() {
+					pod := netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 99, 0, byte(20 + i)}), 32)
+					r.host.host = append(r.host.host, backend.Interface{
+						Name: fmt.Sprint("veth", i), Up: true, MTU: 1500, Addresses: []netip.Addr{netip.AddrFrom4([4]byte{169, 254, 1, byte(i)})}, OnLink: []netip.Prefix{pod},
+					})
+					r.host.host[0].OnLink = append(r.host.host[0].OnLink, pod) // It is another with each.
+				})
+				if i%20 == 0 {
+					time.Sleep(2 * settling)
+				}
+			}
+			r.eventually("it has looked", func() bool { return r.host.looks.Load() >= looks+5 })
+			time.Sleep(2 * settling)
+			if ops := r.kernel.Ops(); len(ops) > 0 || r.logs.Len() != lines { // A move is a line.
+				t.Errorf("%d ops, lines: %v", len(ops), r.logs.All()[lines:])
+			}
+		})
+	}
+}
+
+// TestFamiliesMoveApart: a site that one family cannot use does not hold up the other.
+func TestFamiliesMoveApart(t *testing.T) {
+	c, err := parseConfig([]byte(`{"EnableIPv6": true, "Network": "10.5.0.0/16", "IPv6Network": "fd00:10:5::/48"}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := &mover{n: &Node{}, p: prepared{config: c.config, options: c.options}}
+	host := func(four, six string, mtu int) underlay.Host {
+		return underlay.Host{Interfaces: []backend.Interface{
+			{Name: "eth0", Up: true, MTU: 1500, Addresses: []netip.Addr{netip.MustParseAddr(four)}, DefaultV4: true},
+			{Name: "eth1", Up: true, MTU: mtu, Addresses: []netip.Addr{netip.MustParseAddr(six)}, DefaultV6: true},
+		}}
+	}
+	start := host("10.99.0.1", "fd99::1", 1500)
+	choice, err := underlay.Choose(underlay.Wish{}, c.config.Families(), start)
+	if err != nil {
+		t.Fatal(err)
+	}
+	before, err := newSite(plan.Self{Node: "node1"}, c.config, c.options, choice)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for what, to := range map[string]struct {
+		host      underlay.Host
+		four, six string
+		troubled  subnet.Family
+	}{
+		"an IPv6 address among the pods'": {host("10.99.0.7", "fd00:10:5:7::1", 1500), "10.99.0.7", "fd99::1", subnet.V6},
+		"an MTU too small for IPv6":       {host("10.99.0.7", "fd99::7", 1000), "10.99.0.7", "fd99::1", subnet.V6},
+		"an IPv4 address among the pods'": {host("10.5.7.1", "fd99::7", 1500), "10.99.0.1", "fd99::7", subnet.V4},
+	} {
+		after := m.follow(before, to.host)
+		if got := after.public; got != (subnet.PerFamily[netip.Addr]{netip.MustParseAddr(to.four), netip.MustParseAddr(to.six)}) {
+			t.Errorf("%s: it is at %v", what, got)
+		}
+		for _, f := range subnet.Families {
+			if is := after.choice[f].Trouble; (is != "") != (f == to.troubled) {
+				t.Errorf("%s: %s: trouble %q", what, f, is)
+			}
+		}
+		if back := m.follow(after, start); back.public != before.public || back.choice[subnet.V4].Trouble+back.choice[subnet.V6].Trouble != "" {
+			t.Errorf("%s, and back: %+v", what, back.choice)
+		}
+	}
+}
 
 // TestStoreIsRedialled when addresses or routes change: what is connected from an
 // address that is gone would not notice for long.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
@@ -18,6 +19,7 @@ import (
 	"github.com/ripstop-net/ripstop/network/converge"
 	"github.com/ripstop-net/ripstop/network/envfile"
 	"github.com/ripstop-net/ripstop/network/host"
+	"github.com/ripstop-net/ripstop/network/rundir"
 	"github.com/ripstop-net/ripstop/network/status"
 	"github.com/ripstop-net/ripstop/network/underlay"
 	"github.com/ripstop-net/ripstop/subnet"
@@ -39,6 +41,9 @@ type Options struct {
 	// RunDir holds what ends with the boot, StateDir what outlives it. No two
 	// daemons share either.
 	RunDir, StateDir string
+	// Serve makes the daemon known as the one that serves in the network namespace, as
+	// [rundir.Serve] does; nil for who need not know.
+	Serve func(ctx context.Context, runDir string) (stop func(), err error)
 	// PeerGrace is how long peers are held whose records went with a store that
 	// is not the one it was; 0 turns that off.
 	PeerGrace time.Duration
@@ -48,6 +53,12 @@ type Options struct {
 	// Listen is the TCP address at which the status is answered beside the socket
 	// in RunDir; "" for none.
 	Listen string
+	// EchoPort is the UDP port at which peers are answered that ask whether this node
+	// can be reached; 0 for none.
+	EchoPort uint16
+	// ProbeInterval is the time between two turns in each of which some peers are asked
+	// whether they can be reached; 0 asks none.
+	ProbeInterval time.Duration
 	// TxChecksum says what is done about the checksum offload of VXLAN devices.
 	TxChecksum host.TxChecksum
 	// Level is the log's, for whoever changes it while the node runs. Version is
@@ -91,15 +102,17 @@ type Node struct {
 	settings Settings
 	log      *zap.Logger
 	ready    chan struct{}
+	readyAt  time.Time // Once ready is closed.
 
 	// What tests make shorter.
-	firstListing, firstOfBoot, settle time.Duration
+	firstListing, firstOfBoot, settle, movedGrace, pendingFor, retryMove time.Duration
 
 	file    *keptFile
 	view    view
 	tracker status.Tracker
 	sight   *sight
 	place   place
+	trouble atomic.Uint32 // What peers are told that ask, a probe.Trouble.
 
 	mu sync.Mutex
 	// twin and taken are why a node that came up is not ready any more: another
@@ -122,7 +135,7 @@ func New(opts Options, store subnet.Store, presence subnet.Presence, kernel back
 	}
 	n := &Node{
 		opts: opts, presence: presence, kernel: kernel, host: host, firewall: noFirewall{}, settings: noSettings{}, log: log, ready: make(chan struct{}),
-		firstListing: firstListing, firstOfBoot: firstOfBoot, settle: settleTime,
+		firstListing: firstListing, firstOfBoot: firstOfBoot, settle: settleTime, movedGrace: movedGrace, pendingFor: pendingFor, retryMove: retryMove,
 	}
 	n.file = newKeptFile(opts.SubnetFile, log)
 	n.sight = newSight(host, opts.Underlay, opts.StoreAddresses)
@@ -149,6 +162,16 @@ func (n *Node) NotReady() error {
 		return n.twin
 	}
 	return n.taken
+}
+
+// readyFor is for how long the node has been ready, 0 where it never was.
+func (n *Node) readyFor() time.Duration {
+	select {
+	case <-n.ready:
+		return max(time.Since(n.readyAt), 1)
+	default:
+		return 0
+	}
 }
 
 func (n *Node) twinInPlace() error {
@@ -188,6 +211,22 @@ func (n *Node) run(ctx context.Context) error {
 		return err
 	}
 	defer unlock()
+	if err := rundir.Began(n.opts.RunDir, n.view.started); err != nil {
+		n.log.Warn("'ripstop doctor' may not see it if this daemon ends again and again", zap.Error(err))
+	}
+	defer func() {
+		if !errors.Is(context.Cause(ctx), context.Canceled) {
+			return // It was not told to end, but gives up, or another part of the daemon did.
+		}
+		if err := rundir.Ended(n.opts.RunDir, n.readyFor()); err != nil {
+			n.log.Warn("'ripstop doctor' may take this end for a crash", zap.Error(err))
+		}
+	}()
+	if hush, err := rundir.Announce(n.opts.RunDir); err != nil {
+		n.log.Warn("ripstop cleanup may not see that this daemon runs, if it is given another --run-dir", zap.Error(err))
+	} else {
+		defer hush()
+	}
 	stop, err := n.observe(ctx)
 	if err != nil {
 		return err
@@ -213,26 +252,47 @@ func (n *Node) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	// As long as it waits for config or underlay, it touches nothing.
+	stop, err = n.alone(ctx)
+	if err != nil {
+		return err
+	}
+	defer stop()
 	p.living.Token = id
 	if p.unclaimed { // The store is away: the lease is known to last.
 		return n.serve(ctx, p, saved.Lease)
 	}
-	lease, err := n.arrive(ctx, &p, nil, true)
+	lease, err := n.settleIn(ctx, &p)
+	for errors.Is(err, errMoved) {
+		var over host.Takeover
+		if over, err = n.checkHost(ctx, &p); err == nil {
+			p.goOnWith(over, n)
+			lease, err = n.settleIn(ctx, &p)
+		}
+	}
+	if err != nil {
+		return err
+	}
+	return n.serve(ctx, p, lease)
+}
+
+// settleIn makes a node that starts known and claims its lease, or finds that the one
+// that it had will do. It returns errMoved where the node is not where it was chosen
+// to be by then.
+func (n *Node) settleIn(ctx context.Context, p *prepared) (subnet.Lease, error) {
+	lease, err := n.arrive(ctx, p, nil, true)
 	req := p.request
 	req.Seen = p.recent()
 	p.listing = nil // It is large.
 	if errors.Is(err, errEarlierLife) {
 		n.log.Info("coming up with the lease that this machine had, which the store has still", zap.Stringer("subnets", lease.Subnets))
 		p.unclaimed = true
-		return n.serve(ctx, p, lease)
+		return lease, nil
 	}
 	if err != nil {
-		return err
+		return lease, err
 	}
-	if lease, err = n.claim(ctx, p.config, req, nil); err != nil {
-		return err
-	}
-	return n.serve(ctx, p, lease)
+	return n.claimWhere(ctx, p.config, req, nil, func() error { return n.stillThere(ctx, p) })
 }
 
 // prepared is what a node knows before it claims its lease.
@@ -244,6 +304,12 @@ type prepared struct {
 	self    plan.Self
 	request subnet.Request
 	living  subnet.Living
+	// over is what the node goes on with of flannel's.
+	over host.Takeover
+	// flannels says that the node was flannel's, so that its rules are to go.
+	flannels bool
+	// noted is what was said already of what may be in the way.
+	noted []string
 	// presence is the id under which the node is known as living.
 	presence int64
 	// saved is what the node knew before it was started, nil for nothing.
@@ -254,6 +320,8 @@ type prepared struct {
 	// listing is what the store held at listedAt, when the config was read.
 	listing  *subnet.Listing
 	listedAt time.Time
+	// lookedAt is when the host was last looked at.
+	lookedAt time.Time
 }
 
 // listingLasts is how old a listing may be for a start to go by it.
@@ -268,18 +336,24 @@ func (p *prepared) recent() *subnet.Listing {
 }
 
 // prepare reads the config and chooses the underlay.
-func (n *Node) prepare(ctx context.Context, saved *snapshot, patience time.Duration) (prepared, error) {
+func (n *Node) prepare(ctx context.Context, saved *snapshot, patience time.Duration) (p prepared, err error) {
 	c, alone, err := n.config(ctx, saved, patience)
 	if err != nil {
 		return prepared{}, err
 	}
 	cfg, opts := c.config, c.options
+	if err := checkEchoPort(n.opts.EchoPort, opts.Means()); err != nil {
+		return prepared{}, err
+	}
 	for _, what := range opts.Unheeded() {
 		n.log.Warn("config option has no effect", zap.String("option", what))
 	}
 	choice, err := n.underlay(ctx, cfg.Families())
 	if err != nil {
 		return prepared{}, err
+	}
+	for _, f := range cfg.Families() {
+		choice[f] = heeded(choice[f], opts)
 	}
 	n.view.chose(cfg.Families(), choice)
 	self := plan.Self{Node: n.opts.Name, NoTxChecksum: n.opts.TxChecksum.Without(host.Release())}
@@ -295,16 +369,21 @@ func (n *Node) prepare(ctx context.Context, saved *snapshot, patience time.Durat
 	req := at.request(subnet.Request{
 		Self:     subnet.Identity{Node: n.opts.Name},
 		Backend:  cfg.Backend.Type,
+		EchoPort: n.echoPort(opts),
 		Previous: previous.Subnets,
 	})
 	if saved != nil {
 		req.Preferred = saved.Lease.Subnets // After a reboot there is no subnet file.
 	}
-	p := prepared{
-		text: c.text, seen: c.seen, config: cfg, options: opts, self: at.self, saved: saved, unclaimed: alone, listing: c.listing, listedAt: c.listedAt,
+	p = prepared{
+		text: c.text, seen: c.seen, config: cfg, options: opts, self: at.self, saved: saved, unclaimed: alone, listing: c.listing, listedAt: c.listedAt, lookedAt: time.Now(),
 		living: at.living(subnet.Living{Node: n.opts.Name}), request: req,
 	}
-	return p, n.checkHost(ctx, p)
+	over, err := n.checkHost(ctx, &p)
+	if err == nil {
+		p.goOnWith(over, n)
+	}
+	return p, err
 }
 
 // chosenConfig is a network config and what was read from it.
@@ -381,12 +460,18 @@ func (n *Node) config(ctx context.Context, saved *snapshot, patience time.Durati
 
 func (n *Node) underlay(ctx context.Context, families []subnet.Family) (choice subnet.PerFamily[underlay.Choice], err error) {
 	var seen underlay.Host
+	lack, there := "", ""
 	err = n.until(ctx, "underlay", nil, func() error {
 		if seen, err = n.sight.look(ctx); err != nil {
 			return err
 		}
-		choice, err = underlay.Choose(n.opts.Underlay, families, seen)
-		return err
+		if choice, err = underlay.Choose(n.opts.Underlay, families, seen); err == nil {
+			return nil
+		}
+		if why := err.Error(); why != lack { // Else the line would be another with each pod that comes or goes.
+			lack, there = why, underlay.List(seen.Interfaces)
+		}
+		return fmt.Errorf("%w: there are %s", err, there)
 	})
 	if err != nil {
 		return choice, err
@@ -403,9 +488,12 @@ func (n *Node) underlay(ctx context.Context, families []subnet.Family) (choice s
 
 // serve holds the lease and keeps the kernel as the store wants it.
 func (n *Node) serve(ctx context.Context, p prepared, lease subnet.Lease) error {
-	p.self.Subnets = lease.Subnets
+	if err := n.takeOver(ctx, &p); err != nil {
+		return err
+	}
 	at, _ := n.place.now()
 	at.self.Subnets = lease.Subnets
+	p.self = at.self
 	n.place.set(at)
 	_, elsewhere := n.place.now()
 	planner := p.options.Planner(p.self)
@@ -425,9 +513,10 @@ func (n *Node) serve(ctx context.Context, p prepared, lease subnet.Lease) error 
 	if !p.options.Means().Carries() {
 		filter = noFirewall{}
 	}
-	beginFirewall(filter, p, own)
+	beginFirewall(filter, p.config, at, own, p.flannels)
 	follower := newFollower(p, planner, loop, own, n.opts.PeerGrace, n.log)
-	follower.firewall = filter
+	follower.storeAway = n.storeAway
+	follower.firewall, follower.movedGrace = filter, n.movedGrace
 	keeper := newKeeper(n.opts.StateDir, n.log, p.saved, snapshot{Node: n.opts.Name, Config: p.text, Lease: lease}, follower.save)
 	follower.changed, follower.settled = keeper.changed, keeper.settled
 	var standsIn *snapshot
@@ -437,6 +526,7 @@ func (n *Node) serve(ctx context.Context, p prepared, lease subnet.Lease) error 
 	}
 	n.view.serves(p, lease, loop, follower, standsIn)
 
+	probing := n.newProbing(p, follower)
 	group, ctx := errgroup.WithContext(ctx)
 	filtered := runFirewall(ctx, filter, group)
 	group.Go(func() error { return loop.Run(ctx) })
@@ -444,6 +534,7 @@ func (n *Node) serve(ctx context.Context, p prepared, lease subnet.Lease) error 
 		group.Go(func() error { return n.settings.Keep(ctx) })
 	}
 	group.Go(func() error { return n.store.Watch(ctx, follower.follow) })
+	group.Go(func() error { return follower.graces(ctx) })
 	group.Go(func() error { return n.hold(ctx, p, lease, keeper, follower, elsewhere) })
 	group.Go(func() error {
 		select {
@@ -467,10 +558,14 @@ func (n *Node) serve(ctx context.Context, p prepared, lease subnet.Lease) error 
 		if err != nil {
 			return err
 		}
+		n.readyAt = time.Now()
 		close(n.ready)
+		n.Status() // Peers that ask are told of the last look: not of one before.
 		return n.keepSubnetFile(ctx, p.config, lease, mtu)
 	})
 	group.Go(func() error { return n.file.keep(ctx) })
+	group.Go(func() error { return n.file.hear(ctx) })
 	group.Go(func() error { return n.followUnderlay(ctx, p, follower) })
+	group.Go(func() error { return probing.run(ctx, n.ready) })
 	return group.Wait()
 }

@@ -2,6 +2,7 @@ package network
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -21,6 +22,7 @@ import (
 	"github.com/ripstop-net/ripstop/backend"
 	"github.com/ripstop-net/ripstop/backend/backendtest"
 	"github.com/ripstop-net/ripstop/backend/vxlan"
+	"github.com/ripstop-net/ripstop/network/rundir"
 	"github.com/ripstop-net/ripstop/subnet"
 	"github.com/ripstop-net/ripstop/subnet/subnettest"
 	"github.com/ripstop-net/ripstop/subnet/subnettest/etcdserver"
@@ -43,6 +45,9 @@ type fakeHost struct {
 	ways    map[netip.Addr]backend.Way
 	changed func()
 	failing error
+	looks   atomic.Int32 // How often the interfaces were listed.
+	lag     atomic.Int64 // What that takes, in nanoseconds.
+	adopted []string
 }
 
 func (h *fakeHost) Preflight(context.Context) error { return h.preflight }
@@ -53,6 +58,15 @@ func (h *fakeHost) Survey(context.Context, []netip.Prefix) (backend.Survey, erro
 	return h.survey, nil
 }
 
+func (h *fakeHost) Adopt(_ context.Context, device string) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.adopted = append(h.adopted, device)
+	return nil
+}
+
+func (h *fakeHost) TakeRoutes(context.Context, []backend.HostRoute) error { return nil }
+
 func (h *fakeHost) has(s backend.Survey) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -60,6 +74,8 @@ func (h *fakeHost) has(s backend.Survey) {
 }
 
 func (h *fakeHost) Interfaces(context.Context) ([]backend.Interface, error) {
+	h.looks.Add(1)
+	time.Sleep(time.Duration(h.lag.Load()))
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return slices.Clone(h.host), h.failing
@@ -509,4 +525,62 @@ func TestStartListsOnce(t *testing.T) {
 	if n := r.lists.Load(); n != 1 {
 		t.Errorf("%d listings", n)
 	}
+}
+
+// TestStartsAreNoted in the run folder, and forgotten by one that is told to end after it
+// was ready for a while; one that gives up, or whose surroundings do, is not told to.
+func TestStartsAreNoted(t *testing.T) {
+	r := newRig(t)
+	has := func(when string, want int, ends ...rundir.End) {
+		t.Helper()
+		all, err := rundir.Starts(r.opts.RunDir)
+		if err != nil || len(all) != want {
+			t.Errorf("%s: %v, %v; want %d", when, all, err, want)
+			return
+		}
+		for i, end := range ends {
+			if last := all[len(all)-len(ends)+i]; last.End != end {
+				t.Errorf("%s: %v, want the last to end %q", when, all, ends)
+			}
+		}
+	}
+	r.opts.EchoPort = 8472 // The tunnel's, at which it gives up.
+	for i := range 3 {
+		r.start()
+		if err := r.ends(); err == nil {
+			t.Fatal("it did not give up")
+		}
+		has("after it gave up", i+1)
+	}
+	r.opts.EchoPort = 0
+	r.start()
+	r.ready()
+	has("while it runs", 4)
+	r.stop()
+	has("told to end at once", 4, rundir.ToldReady)
+	r.store.SetConfig(nil)
+	state := r.opts.StateDir
+	r.opts.StateDir = t.TempDir() // Else it would go on with what is saved.
+	r.start()
+	r.eventually("it waits", func() bool { return r.node.Status().Waiting != nil })
+	r.stop()
+	has("told to end while it waits", 5, rundir.ToldReady, rundir.ToldUnready)
+	r.store.SetConfig([]byte(testConfig))
+	r.opts.StateDir = state
+	r.start()
+	r.ready()
+	r.node.readyAt = r.node.readyAt.Add(-time.Hour)
+	r.stop()
+	has("told to end after an hour", 0)
+
+	n := New(r.opts, r.store, r.store, r.kernel, r.host, zap.NewNop())
+	ctx, cancel := context.WithCancelCause(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- n.Run(ctx) }()
+	<-n.Ready()
+	cancel(errors.New("another part has failed"))
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	has("ended by another part's fault", 1)
 }

@@ -19,6 +19,9 @@ type site struct {
 	// endpoints and mtu, in bytes, are what the node publishes.
 	endpoints subnet.PerFamily[subnet.Endpoint]
 	mtu       int
+	// between tells that the public addresses are where the node is to be: peers are
+	// told of them before the device is there.
+	between bool
 }
 
 // newSite places a node, of which self says all but the underlay. Its error says why
@@ -34,12 +37,39 @@ func newSite(self plan.Self, cfg subnet.Config, opts plan.Options, choice subnet
 		s.self.Underlay[f] = plan.Underlay{Interface: c.Interface, Addr: c.Local, MTU: c.MTU, OnLink: c.OnLink}
 		s.public[f] = c.Public
 	}
-	s.endpoints = opts.Endpoints(self.Node, s.public)
+	s.publish(cfg, opts)
 	var err error
 	if s.mtu, err = opts.Planner(s.self).MTU(); err != nil {
 		return s, err
 	}
 	return s, nil
+}
+
+// publish says where the node's tunnel ends.
+func (s *site) publish(cfg subnet.Config, opts plan.Options) {
+	s.endpoints = opts.Endpoints(s.self, s.public)
+	for _, f := range cfg.Families() {
+		s.endpoints[f].Translated = s.choice[f].Translated
+	}
+}
+
+// same tells whether a node at either site is where it is at the other.
+func (s site) same(o site, cfg subnet.Config) bool {
+	for _, f := range cfg.Families() {
+		if !s.choice[f].Same(o.choice[f]) {
+			return false
+		}
+	}
+	return true
+}
+
+// heeded is a choice without what the backend does not go by: who is on the link counts
+// for direct routes alone, and changes with every pod where pods are of the link's prefix.
+func heeded(c underlay.Choice, opts plan.Options) underlay.Choice {
+	if !opts.Means().Direct {
+		c.OnLink = nil
+	}
+	return c
 }
 
 // request and living are those of a node that is at the site.

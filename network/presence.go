@@ -37,7 +37,8 @@ type arrival struct {
 	records *subnet.Listing
 	// unknown is when nobody was found under the node's name.
 	unknown time.Time
-	// early allows to end with errEarlierLife.
+	// early says that the node does not serve yet: it allows to end with
+	// errEarlierLife and with errMoved.
 	early bool
 }
 
@@ -61,6 +62,11 @@ func (n *Node) arrive(ctx context.Context, p *prepared, kick <-chan struct{}, ea
 
 func (a *arrival) try(ctx context.Context) error {
 	n := a.n
+	if a.early { // Else the node serves, and its underlay is followed.
+		if err := n.stillThere(ctx, a.p); err != nil {
+			return err
+		}
+	}
 	at, _ := n.place.now() // It may have moved since it was last tried.
 	a.p.living, a.p.request = at.living(a.p.living), at.request(a.p.request)
 	living := a.p.living
@@ -225,6 +231,9 @@ func (v *vigil) again(ctx context.Context) error {
 		var twin *subnet.TwinError
 		if errors.As(err, &twin) {
 			if twin.Address.IsValid() && twin.Address != before[subnet.FamilyOf(twin.Address)] {
+				if at.between { // By the old address pods are reached.
+					return twin
+				}
 				v.n.setTwin(twin, "not ready: the address that this node has now is another machine's")
 				return twin
 			}

@@ -2,6 +2,7 @@ package network
 
 import (
 	"path/filepath"
+	"time"
 
 	"github.com/ripstop-net/ripstop/subnet"
 )
@@ -14,6 +15,27 @@ func SavedLease(stateDir string) (node string, lease subnet.Lease, there bool, e
 		return "", subnet.Lease{}, false, err
 	}
 	return s.Node, s.Lease, true, nil
+}
+
+// Saved is what a node keeps of the store for a time when that is away.
+type Saved struct {
+	Node   string
+	Config []byte // As written.
+	Lease  subnet.Lease
+	// Written is when, Expires until when the store keeps the lease; zero for not known.
+	Written, Expires time.Time
+	Epoch            string
+	Revision         int64
+	Peers            subnet.SavedPeers
+}
+
+// ReadSaved returns what a node has saved in a state folder, nil where there is nothing.
+func ReadSaved(stateDir string) (*Saved, error) {
+	s, err := readSnapshot(stateDir)
+	if err != nil || s == nil {
+		return nil, err
+	}
+	return &Saved{s.Node, s.Config, s.Lease, s.Written, s.Expires, s.Epoch, s.Revision, s.Peers}, nil
 }
 
 // SnapshotPath is the file in a state folder that holds all that is saved.

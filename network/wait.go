@@ -30,6 +30,7 @@ func (n *Node) until(ctx context.Context, what string, kick <-chan struct{}, try
 
 // untilWithin is until with a bound of its own on the pauses.
 func (n *Node) untilWithin(ctx context.Context, longest time.Duration, what string, kick <-chan struct{}, try func() error) error {
+	defer n.view.goesOn(what) // Also where it is given up: nothing is waited for then.
 	said, tries := "", 0
 	pauses := &backoff.ExponentialBackOff{InitialInterval: firstWait, RandomizationFactor: 0.5, Multiplier: 2, MaxInterval: longest}
 	for {
@@ -38,7 +39,6 @@ func (n *Node) untilWithin(ctx context.Context, longest time.Duration, what stri
 		var given *backoff.PermanentError
 		switch {
 		case err == nil:
-			n.view.goesOn(what)
 			if said != "" {
 				n.log.Info("waiting is over", zap.String("for", what), zap.Int("tries", tries))
 			}

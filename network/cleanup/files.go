@@ -18,6 +18,8 @@ import (
 // only if it has the node's own subnets.
 type Files struct {
 	SubnetFile string
+	// InUseBy names another daemon that has the subnet file by now, "" for none.
+	InUseBy string
 	// Own are the subnets of the node's lease; zero for not known.
 	Own subnet.Subnets
 	// Others are gone by in order; a folder goes if it is empty then.
@@ -35,6 +37,8 @@ func (f *Files) Find(context.Context) (out Finding, err error) {
 	case err != nil:
 		out.Left = append(out.Left, fmt.Sprintf("%s: it cannot be read, so it may be another's: %v", f.SubnetFile, err))
 	case env.Subnets == subnet.Subnets{}: // There is none.
+	case f.InUseBy != "":
+		out.Left = append(out.Left, fmt.Sprintf("%s: it is in use by %s", f.SubnetFile, f.InUseBy))
 	case env.Subnets == f.Own:
 		f.found = append(f.found, f.SubnetFile)
 	case f.Own == subnet.Subnets{}:

@@ -141,7 +141,10 @@ func put(path string, text []byte, mode os.FileMode) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return err
 	}
-	return renameio.WriteFile(path, text, mode, renameio.IgnoreUmask())
+	// It is renamed within its folder: containerd's watch of that goes by names that are
+	// renamed away, and passes over those that come (go-cni's netConfSyncer), so that a
+	// file from elsewhere would not be noticed before containerd's next start.
+	return renameio.WriteFile(path, text, mode, renameio.IgnoreUmask(), renameio.WithTempDir(filepath.Dir(path)))
 }
 
 // Ours tells whether a list was written by a daemon of ours. One that is not there

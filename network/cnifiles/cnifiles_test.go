@@ -14,6 +14,7 @@ import (
 	"go.uber.org/goleak"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest/observer"
+	"golang.org/x/sys/unix"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -166,5 +167,30 @@ func TestCheck(t *testing.T) {
 		if err := o.Check(); (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
 			t.Errorf("%v, want %q", err, want)
 		}
+	}
+}
+
+// TestRuntimesNoticeTheList: containerd looks again when a name in the folder is renamed
+// away, and not when one comes.
+func TestRuntimesNoticeTheList(t *testing.T) {
+	o := options(t)
+	if err := os.MkdirAll(o.ConfDir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("TMPDIR", t.TempDir()) // On the same filesystem, so that a file from there would do.
+	fd, err := unix.InotifyInit1(unix.IN_NONBLOCK | unix.IN_CLOEXEC)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = unix.Close(fd) }()
+	if _, err := unix.InotifyAddWatch(fd, o.ConfDir, unix.IN_MOVED_FROM); err != nil {
+		t.Fatal(err)
+	}
+	if err := o.Install(); err != nil {
+		t.Fatal(err)
+	}
+	// The kernel queues the event within the rename.
+	if n, err := unix.Read(fd, make([]byte, 4096)); n <= 0 {
+		t.Errorf("nothing was renamed within the folder: %v", err)
 	}
 }

@@ -185,10 +185,10 @@ func (l *Loop) wrong(e backend.Entry) string {
 	if l.have == nil {
 		return "the kernel has not been read yet"
 	}
-	at, there := l.have.At(e)
-	if at == e {
+	if l.have.Has(e) {
 		return ""
 	}
+	at, there := l.have.At(e)
 	text := "is missing"
 	if a, ok := e.(backend.Address); ok {
 		text = fmt.Sprintf("address %s is missing", a.Prefix)

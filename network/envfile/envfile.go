@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net/netip"
 	"os"
@@ -15,6 +16,7 @@ import (
 	"strings"
 
 	"github.com/google/renameio/v2"
+	"golang.org/x/sys/unix"
 
 	"github.com/ripstop-net/ripstop/subnet"
 )
@@ -49,27 +51,62 @@ func (e Env) Bytes() []byte {
 	return b.Bytes()
 }
 
+// maxSize bounds what is read of a file, in bytes. One of ours has 200 or so.
+const maxSize = 64 << 10
+
+// read reads a file and waits for nobody: where another hand has put a pipe or a
+// device in its place, opening it, or reading to its end, could take for ever. A
+// device is not even opened, for that may do something, unless it comes in between.
+func read(path string) ([]byte, error) {
+	if info, err := os.Stat(path); err == nil && !info.Mode().IsRegular() {
+		return nil, fmt.Errorf("%s is no regular file", path)
+	}
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = f.Close() }()
+	switch info, err := f.Stat(); {
+	case err != nil:
+		return nil, err
+	case !info.Mode().IsRegular():
+		return nil, fmt.Errorf("%s is no regular file", path)
+	}
+	text, err := io.ReadAll(io.LimitReader(f, maxSize+1))
+	if err == nil && len(text) > maxSize {
+		err = fmt.Errorf("%s has more than %d bytes", path, maxSize)
+	}
+	return text, err
+}
+
 // Write puts the file in place whole, readable by all, and makes its folder
 // where that is missing. A file that says the same already is left alone, so
 // that those who watch it are not woken.
 func (e Env) Write(path string) error {
 	text := e.Bytes()
-	if old, err := os.ReadFile(path); err == nil && bytes.Equal(old, text) {
+	if old, err := read(path); err == nil && bytes.Equal(old, text) {
 		return nil
 	}
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return fmt.Errorf("make the folder of the subnet file: %w", err)
+	for again := true; ; again = false {
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			return fmt.Errorf("make the folder of the subnet file: %w", err)
+		}
+		err := renameio.WriteFile(path, text, 0o644, renameio.IgnoreUmask())
+		if again && errors.Is(err, fs.ErrNotExist) {
+			continue // Whoever deleted the file went on with its folder meanwhile.
+		}
+		if err != nil {
+			return fmt.Errorf("write the subnet file: %w", err)
+		}
+		return nil
 	}
-	if err := renameio.WriteFile(path, text, 0o644, renameio.IgnoreUmask()); err != nil {
-		return fmt.Errorf("write the subnet file: %w", err)
-	}
-	return nil
 }
 
 // Read reads a file, flannel's or ours. A file that is not there gives the zero
-// Env and no error. Lines that it does not know are passed over.
+// Env and no error. Lines that it does not know are passed over. What is no file, or
+// too large for one of these, is an error at once.
 func Read(path string) (Env, error) {
-	text, err := os.ReadFile(path)
+	text, err := read(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return Env{}, nil
 	}

@@ -4,7 +4,11 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/ripstop-net/ripstop/subnet"
 )
@@ -102,4 +106,44 @@ func FuzzParse(f *testing.F) {
 			t.Fatalf("%q: %+v then %+v", text, e, again)
 		}
 	})
+}
+
+// TestWhatIsNoFileIsNotWaitedFor: neither a pipe without a writer nor a device that
+// has no end nor a huge file holds anybody up, and each is replaced.
+func TestWhatIsNoFileIsNotWaitedFor(t *testing.T) {
+	for what, make := range map[string]func(path string) error{
+		"pipe":      func(path string) error { return unix.Mkfifo(path, 0o644) },
+		"device":    func(path string) error { return os.Symlink("/dev/zero", path) },
+		"huge file": func(path string) error { return os.WriteFile(path, nil, 0o644) },
+		"folder":    func(path string) error { return os.Mkdir(path, 0o755) },
+	} {
+		path := filepath.Join(t.TempDir(), "subnet.env")
+		if err := make(path); err != nil {
+			t.Fatal(err)
+		}
+		if what == "huge file" {
+			if err := os.Truncate(path, 1<<40); err != nil {
+				t.Fatal(err)
+			}
+		}
+		done := goDo(func() error { _, err := Read(path); return err })
+		select {
+		case err := <-done:
+			if err == nil || !strings.Contains(err.Error(), path) {
+				t.Errorf("%s: %v", what, err)
+			}
+		case <-time.After(5 * time.Second):
+			t.Fatalf("%s: it is waited for", what)
+		}
+		err := Env{MTU: 1450}.Write(path)
+		if now, readErr := Read(path); (err != nil || readErr != nil || now.MTU != 1450) != (what == "folder") {
+			t.Errorf("%s in the file's place: %v, %+v, %v", what, err, now, readErr)
+		}
+	}
+}
+
+func goDo(f func() error) <-chan error {
+	done := make(chan error, 1)
+	go func() { done <- f() }()
+	return done
 }
