@@ -59,11 +59,10 @@ var UsualPeers = []int{3, 100, 1_000, 10_000, 40_000, 60_000}
 
 // Result is what a run found.
 type Result struct {
-	Began time.Time
-	Took  time.Duration
-	Sizes []Size
-	// Throughput is that of pods and hosts.
-	Throughput Throughput
+	Began   time.Time
+	Took    time.Duration
+	Sizes   []Size
+	Traffic Traffic
 	// Load is how many processes of others ran or waited for a processor when it
 	// began.
 	Load float64
@@ -150,9 +149,8 @@ func Run(ctx context.Context, o Options) (r Result, err error) {
 		return r, err
 	}
 	r.Began = time.Now()
-	o.Progress("throughput")
-	if r.Throughput, err = measureThroughput(ctx, o, dir); err != nil {
-		return r, fmt.Errorf("throughput: %w", err)
+	if r.Traffic, err = measureTraffic(ctx, o, dir); err != nil {
+		return r, err
 	}
 	for _, n := range slices.Sorted(slices.Values(o.Peers)) {
 		s, err := b.size(ctx, n)

@@ -64,10 +64,14 @@ func TestRunMeasuresAllThereIs(t *testing.T) {
 			t.Errorf("%d peers: %+v", s.Peers, s)
 		}
 	}
-	for name, took := range map[string]Sample{"tunnel": r.Throughput.Tunnel, "direct": r.Throughput.Direct, "underlay": r.Throughput.Underlay} {
-		if rate := perSecond(took); !(rate > 1e6 && rate < 1e12) {
-			t.Errorf("throughput, %s: %v, %g b/s", name, took, rate)
+	through := r.Traffic.Throughput
+	for name, rate := range map[string]Rate{"tunnel": through.Tunnel, "no rules": through.Unruled, "direct": through.Direct, "underlay": through.Underlay} {
+		if g := gigabits(rate.Took.Median()); !(g > 1e-3 && g < 1e3) || rate.CPU.Median() <= 0 || len(rate.Took) != len(rate.CPU) {
+			t.Errorf("throughput, %s: %+v, %g Gb/s", name, rate, g)
 		}
+	}
+	if g := r.Traffic.Guard; g.Load.Median() <= 0 || g.One.Median() <= 0 || g.One.Median() > g.Load.Median()/4 {
+		t.Errorf("guard: one more peer costs %s beside the load's %s", g.One.Median(), g.Load.Median())
 	}
 	dir := t.TempDir()
 	if err := r.Write(dir, "ripstopd of a test", "name  sec/op"); err != nil {
@@ -82,8 +86,64 @@ func TestRunMeasuresAllThereIs(t *testing.T) {
 			t.Errorf("the page lacks %q:\n%s", want, page)
 		}
 	}
+	testTrafficAlone(t, dir, r.Traffic, string(page))
 	if drawn, err := os.ReadFile(filepath.Join(dir, picture)); err != nil || !strings.HasPrefix(string(drawn), "<?xml") {
 		t.Errorf("the picture: %v, %.40q", err, drawn)
+	}
+}
+
+// testTrafficAlone writes the part of traffic anew, which leaves all else as it was.
+func testTrafficAlone(t *testing.T, dir string, traffic Traffic, page string) {
+	t.Helper()
+	traffic.Load = 12345.6
+	if err := traffic.Write(dir, "another ripstopd"); err != nil {
+		t.Fatal(err)
+	}
+	again, err := os.ReadFile(filepath.Join(dir, "performance.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	was, is := strings.Split(page, "\n## "), strings.Split(string(again), "\n## ")
+	if len(was) != len(is) {
+		t.Fatalf("%d parts, before %d:\n%s", len(is), len(was), again)
+	}
+	for i := range was {
+		changed := strings.HasPrefix("\n## "+is[i], "\n"+trafficHead)
+		if (was[i] != is[i]) != changed || changed && (!strings.Contains(is[i], "another ripstopd") || !strings.Contains(is[i], "12345.6")) {
+			t.Errorf("part %d was\n%s\nand is\n%s", i, was[i], is[i])
+		}
+	}
+	if err := traffic.Write(t.TempDir(), "another ripstopd"); err == nil {
+		t.Error("a part is written into a page that is not there")
+	}
+}
+
+func TestTrafficGoals(t *testing.T) {
+	good := Traffic{
+		Throughput: Throughput{Tunnel: Rate{Took: Sample{100, 100, 400}}, Direct: Rate{Took: Sample{94, 94, 390}}},
+		Guard:      Guard{Load: Sample{guardLimit - 1}, One: Sample{oneMoreLimit - 1}},
+	}
+	for name, tc := range map[string]struct {
+		spoil func(*Traffic)
+		fails int
+	}{
+		"nothing":          {func(*Traffic) {}, 0},
+		"tunnel":           {func(x *Traffic) { x.Throughput.Direct.Took = Sample{92, 92, 400} }, 1},
+		"load":             {func(x *Traffic) { x.Guard.Load = Sample{guardLimit} }, 1},
+		"one more":         {func(x *Traffic) { x.Guard.One = Sample{oneMoreLimit} }, 1},
+		"nothing measured": {func(x *Traffic) { x.Throughput = Throughput{} }, 1},
+	} {
+		spoilt := good
+		tc.spoil(&spoilt)
+		n := 0
+		for _, g := range spoilt.goals() {
+			if !g.holds {
+				n++
+			}
+		}
+		if n != tc.fails {
+			t.Errorf("%s: %d fail, want %d: %+v", name, n, tc.fails, spoilt.goals())
+		}
 	}
 }
 
@@ -121,15 +181,11 @@ func TestGoalsTellWhatDoesNotHold(t *testing.T) {
 		"slower change":  {func(s *Size) { s.Join.Kernel = Sample{3 * time.Millisecond} }, 1},
 		"slowest change": {func(s *Size) { s.Move.Kernel = append(make(Sample, 99), 6*time.Millisecond) }, 1},
 		"memory":         {func(s *Size) { s.Restarted.Now = 91e6 }, 1},
-		"tunnel":         {func(*Size) {}, 1},
 		"idle":           {func(s *Size) { s.Idle = 0.001 }, 1},
 	} {
 		most := good(60_000)
 		tc.spoil(&most)
-		r := Result{Sizes: []Size{good(100), good(1000), most}, Throughput: Throughput{Tunnel: Sample{100}, Direct: Sample{95}}}
-		if name == "tunnel" {
-			r.Throughput.Tunnel[0] = 104
-		}
+		r := Result{Sizes: []Size{good(100), good(1000), most}}
 		failed := ""
 		n := 0
 		for _, g := range r.goals() {

@@ -31,8 +31,6 @@ const (
 	changeRatio     = 2
 	changeFrom      = 100
 	changeLimitMost = 5 * time.Millisecond
-	// tunnelRatio is how much of a direct route's throughput the tunnel is to have.
-	tunnelRatio = 0.93
 	// idleLimit is a part of a processor.
 	idleLimit = 0.0005
 )
@@ -117,7 +115,5 @@ func (r Result) goals() []goal {
 			add(s.Idle <= idleLimit, "idle, "+thousands(s.Peers)+" peers", fmt.Sprintf("%.2f %% of a processor", 100*idleLimit), fmt.Sprintf("%.3f %%", 100*s.Idle))
 		}
 	}
-	ratio := perSecond(r.Throughput.Tunnel) / perSecond(r.Throughput.Direct)
-	add(ratio >= tunnelRatio, "throughput, tunnel : direct route", fmt.Sprintf("at least %.2f", tunnelRatio), fmt.Sprintf("%.2f", ratio))
 	return out
 }

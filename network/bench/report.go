@@ -57,11 +57,7 @@ func (r Result) Page(out io.Writer, version, parts string) error {
 	w.line("")
 	w.line("## What must hold")
 	w.line("")
-	w.line("| | limit | measured | |")
-	w.line("|---|---|---|---|")
-	for _, g := range r.goals() {
-		w.line("| %s | %s | %s | %s |", g.what, g.limit, g.measured, map[bool]string{true: "holds", false: "**does not hold**"}[g.holds])
-	}
+	goalTable(w, r.goals())
 	w.line("")
 	w.line("## What was measured")
 	w.line("")
@@ -84,21 +80,7 @@ func (r Result) Page(out io.Writer, version, parts string) error {
 	w.line("- IPv4 alone: with both families a peer has twice the entries.")
 	w.line("- Memory is resident memory (VmRSS) with the program's own pages, 1 MB = 1,000,000 bytes.")
 	w.line("")
-	w.line("## Throughput")
-	w.line("")
-	w.line("One TCP connection between two hosts of this machine, whose two processors do all the work, also that")
-	w.line("of the wire; %d turns of each way, one after another. MTU 1500 between hosts, 1450 in the tunnel.", len(r.Throughput.Tunnel))
-	w.line("")
-	w.line("| way | Gb/s |")
-	w.line("|---|--:|")
-	for _, of := range []struct {
-		name string
-		took Sample
-	}{
-		{"host to host", r.Throughput.Underlay}, {"pod to pod by a direct route", r.Throughput.Direct}, {"pod to pod over the tunnel", r.Throughput.Tunnel},
-	} {
-		w.line("| %s | %.1f ±%.0f %% |", of.name, perSecond(of.took)/1e9, 50*of.took.Spread())
-	}
+	r.Traffic.section(w, version)
 	if parts != "" {
 		w.line("")
 		w.line("## Parts")
@@ -112,8 +94,13 @@ func (r Result) Page(out io.Writer, version, parts string) error {
 	return w.err
 }
 
-// perSecond is the rate in bits a second of what takes so long for a gigabyte.
-func perSecond(gigabyte Sample) float64 { return 8e9 / gigabyte.Median().Seconds() }
+func goalTable(w *pageWriter, goals []goal) {
+	w.line("| | limit | measured | |")
+	w.line("|---|---|---|---|")
+	for _, g := range goals {
+		w.line("| %s | %s | %s | %s |", g.what, g.limit, g.measured, map[bool]string{true: "holds", false: "**does not hold**"}[g.holds])
+	}
+}
 
 // row is one line of the table. Its value may be empty.
 type row struct {

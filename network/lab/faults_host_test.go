@@ -34,7 +34,7 @@ var hostFaults = []fault{
 	{name: "device set down and up", breaks: allPeers, do: drifts(toDevices(func(n *netlink.Handle, v *netlink.Vxlan) error {
 		return errors.Join(n.LinkSetDown(v), n.LinkSetUp(v))
 	}))},
-	{name: "device's carrier taken", breaks: allPeers, do: drifts(toDevicesIn(func(v *netlink.Vxlan) error { return protoDown(v.Index, true) }))},
+	{name: "device's carrier taken", breaks: allPeers, lingers: true, do: drifts(toDevicesIn(func(v *netlink.Vxlan) error { return protoDown(v.Index, true) }))},
 	{name: "device given another MAC", breaks: allPeers, do: drifts(toDevices(func(n *netlink.Handle, v *netlink.Vxlan) error {
 		return n.LinkSetHardwareAddr(v, net.HardwareAddr{2, 0, 0, 0, 0, 1})
 	}))},
@@ -45,12 +45,21 @@ var hostFaults = []fault{
 	{name: "device made again, learning", breaks: allPeers, do: drifts(remade(func(v *netlink.Vxlan, _ int) { v.Learning = true }))},
 	{name: "device made again, bound to eth0", breaks: allPeers, do: drifts(remade(func(v *netlink.Vxlan, lower int) { v.VtepDevIndex = lower }))},
 	{name: "device made again, with a TTL", breaks: allPeers, do: drifts(remade(func(v *netlink.Vxlan, _ int) { v.TTL = 1 }))},
-	{name: "nftables' rules flushed", breaks: nobody, do: shows(flushRules, rulesHealed)},
-	{name: "another's firewall rule in the way for a while", breaks: allPeers, do: shows(dropForwarded, ruleInTheWay)},
-	{name: "subnet file deleted", breaks: nobody, do: shows(deleteSubnetFile, failed(status.SubnetFile), fileRestored)},
+	{name: "host's forwarding turned off", breaks: allPeers, mended: forwardsAgain, do: shows(stopForwarding, settingsRestored)},
+	{name: "nftables' rules flushed", breaks: nobody, mended: rulesAgain, within: rulesWithin, do: shows(flushRules, rulesHealed)},
+	{name: "another's firewall rule in the way for a while", breaks: allPeers, mended: nothingNamed, do: shows(dropForwarded, ruleInTheWay)},
+	{name: "subnet file deleted", breaks: nobody, mended: fileAgain, unasked: true, do: shows(deleteSubnetFile, fileRestored)},
 	{name: "underlay: carrier lost and back", breaks: allPeers, underlay: true, do: shows(noticed(loseCarrierWhile), failed(status.UnderlayThere))},
 	{name: "underlay: interface set down and up", breaks: allPeers, underlay: true, do: shows(noticed(flapUnderlayWhile), failed(status.UnderlayThere))},
 	{name: "underlay: interface deleted and made again", breaks: allPeers, underlay: true, do: shows(noticed(remakeUnderlayWhile), failed(status.UnderlayThere))},
+}
+
+// stopForwarding turns forwarding off in the families that the host has pods of.
+func stopForwarding(t *testing.T, l *Lab, h *Host) error {
+	for _, f := range l.Families() {
+		set(t, h, subnet.PerFamily[string]{"ipv4/ip_forward=0", "ipv6/conf/all/forwarding=0"}[f])
+	}
+	return nil
 }
 
 // target is an entry of the overlay.
@@ -307,16 +316,22 @@ func flushRules(t *testing.T, _ *Lab, h *Host) error {
 	return c.Flush()
 }
 
-// dropForwarded drops all that is forwarded until a while after the daemon has said
-// so.
-func dropForwarded(t *testing.T, _ *Lab, h *Host) error {
-	c := nft(t, h.Namespace)
+// addStrict makes a table that drops all that is forwarded.
+func addStrict(c *nftables.Conn) (*nftables.Table, error) {
 	drop := nftables.ChainPolicyDrop
 	table := c.AddTable(&nftables.Table{Family: nftables.TableFamilyIPv4, Name: "strict"})
 	c.AddChain(&nftables.Chain{
 		Table: table, Name: "forward", Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookForward, Priority: nftables.ChainPriorityFilter, Policy: &drop,
 	})
-	if err := c.Flush(); err != nil {
+	return table, c.Flush()
+}
+
+// dropForwarded drops all that is forwarded until a while after the daemon has said
+// so.
+func dropForwarded(t *testing.T, _ *Lab, h *Host) error {
+	c := nft(t, h.Namespace)
+	table, err := addStrict(c)
+	if err != nil {
 		return err
 	}
 	p := probeOf(t, h)

@@ -17,6 +17,34 @@ import (
 type sign struct {
 	text  string
 	shows func(view) bool
+	// only says in which suites it shows, if not in all.
+	only suiteKind
+}
+
+// suiteKind tells a suite that runs alone, and has the time to wait for what takes
+// long, from one that does not.
+type suiteKind int
+
+// The kinds.
+const (
+	anySuite suiteKind = iota
+	aloneSuite
+	quickSuite
+)
+
+// ifAlone is for what shows only where there is time for it.
+func ifAlone(g sign) sign { g.only = aloneSuite; return g }
+
+// ifQuick is for what shows where there is not.
+func ifQuick(g sign) sign { g.only = quickSuite; return g }
+
+// shownBy picks the signs of a suite.
+func (s *faultSuite) shownBy(signs []sign) []sign {
+	not := aloneSuite
+	if s.alone {
+		not = quickSuite
+	}
+	return slices.DeleteFunc(slices.Clone(signs), func(g sign) bool { return g.only == not })
 }
 
 // view is a status beside an earlier one.
@@ -28,18 +56,18 @@ type view struct {
 
 // counted means that a count is larger than it was.
 func counted[T cmp.Ordered](text string, of func(*status.Status) T) sign {
-	return sign{text + " counted", func(v view) bool { return of(&v.now) > of(&v.from) }}
+	return sign{text: text + " counted", shows: func(v view) bool { return of(&v.now) > of(&v.from) }}
 }
 
 // told means that something is said.
 func told(text string, is func(*status.Status) bool) sign {
-	return sign{text, func(v view) bool { return is(&v.now) }}
+	return sign{text: text, shows: func(v view) bool { return is(&v.now) }}
 }
 
 // failed means that a condition of readiness does not hold, or did not for a time
 // that was too short to be met with.
 func failed(name string) sign {
-	return sign{name + " failed", func(v view) bool {
+	return sign{text: name + " failed", shows: func(v view) bool {
 		for i, c := range v.now.Conditions {
 			if c.Name == name {
 				return !c.OK || len(v.from.Conditions) > i && c.Since.After(v.from.Conditions[i].Since)
@@ -50,27 +78,31 @@ func failed(name string) sign {
 }
 
 // unseen is for what a daemon cannot know of, and why.
-func unseen(why string) sign { return sign{"nothing: " + why, func(view) bool { return true }} }
+func unseen(why string) sign {
+	return sign{text: "nothing: " + why, shows: func(view) bool { return true }}
+}
 
 var (
-	driftCounted   = counted("drift", func(s *status.Status) uint64 { return s.Loop.Drift })
-	opsCounted     = counted("ops", func(s *status.Status) uint64 { return s.Loop.Ops })
-	doubtCounted   = counted("dumps after doubt", func(s *status.Status) uint64 { return s.Loop.Dumps.Doubt })
-	changeCounted  = counted("changes", func(s *status.Status) uint64 { return s.Store.Changes })
-	listingCounted = counted("listings", func(s *status.Status) uint64 { return s.Store.Listings })
-	outageCounted  = counted("outages", func(s *status.Status) uint64 { return s.Store.Outages })
-	lossCounted    = counted("lease losses", func(s *status.Status) uint64 { return s.Lease.Losses })
-	storeStale     = told("store stale", func(s *status.Status) bool { return s.Store.State == status.Stale && s.Store.Outage != nil })
-	fromSaved      = told("going by what was saved", func(s *status.Status) bool { return s.Store.Saved })
-	peersHeld      = told("peers held", func(s *status.Status) bool { return s.Peers.Held > 0 })
-	holdExpired    = counted("expired holds", func(s *status.Status) int { return s.Peers.Expired })
-	holdReturned   = counted("held peers that returned", func(s *status.Status) int { return s.Peers.Returned })
-	rulesHealed    = counted("rules put back", func(s *status.Status) uint64 { return s.Firewall.Heals })
-	ruleInTheWay   = told("the rule in the way", func(s *status.Status) bool { return len(s.Firewall.Findings) > 0 })
-	fileRestored   = counted("subnet file put back", func(s *status.Status) uint64 { return s.SubnetFile.Restored })
-	fewerPeers     = sign{"fewer peers", func(v view) bool { return v.now.Up && v.now.Peers.Count < v.before.Peers.Count }}
-	anotherDaemon  = sign{"another process", func(v view) bool { return v.now.Daemon.PID != v.before.Daemon.PID }}
-	movesCounted   = counted("moves", func(s *status.Status) uint64 { return s.UnderlayMoves })
+	driftCounted     = counted("drift", func(s *status.Status) uint64 { return s.Loop.Drift })
+	opsCounted       = counted("ops", func(s *status.Status) uint64 { return s.Loop.Ops })
+	doubtCounted     = counted("dumps after doubt", func(s *status.Status) uint64 { return s.Loop.Dumps.Doubt })
+	changeCounted    = counted("changes", func(s *status.Status) uint64 { return s.Store.Changes })
+	listingCounted   = counted("listings", func(s *status.Status) uint64 { return s.Store.Listings })
+	outageCounted    = counted("outages", func(s *status.Status) uint64 { return s.Store.Outages })
+	lossCounted      = counted("lease losses", func(s *status.Status) uint64 { return s.Lease.Losses })
+	storeStale       = told("store stale", func(s *status.Status) bool { return s.Store.State == status.Stale && s.Store.Outage != nil })
+	fromSaved        = told("going by what was saved", func(s *status.Status) bool { return s.Store.Saved })
+	itWaits          = told("what it waits for", func(s *status.Status) bool { return s.Waiting != nil && !s.Up })
+	peersHeld        = told("peers held", func(s *status.Status) bool { return s.Peers.Held > 0 })
+	holdExpired      = counted("expired holds", func(s *status.Status) int { return s.Peers.Expired })
+	holdReturned     = counted("held peers that returned", func(s *status.Status) int { return s.Peers.Returned })
+	rulesHealed      = counted("rules put back", func(s *status.Status) uint64 { return s.Firewall.Heals })
+	ruleInTheWay     = told("the rule in the way", func(s *status.Status) bool { return len(s.Firewall.Findings) > 0 })
+	settingsRestored = counted("settings put back", func(s *status.Status) uint64 { return s.Host.Restored })
+	fileRestored     = counted("subnet file put back", func(s *status.Status) uint64 { return s.SubnetFile.Restored })
+	fewerPeers       = sign{text: "fewer peers", shows: func(v view) bool { return v.now.Up && v.now.Peers.Count < v.before.Peers.Count }}
+	anotherDaemon    = sign{text: "another process", shows: func(v view) bool { return v.now.Daemon.PID != v.before.Daemon.PID }}
+	movesCounted     = counted("moves", func(s *status.Status) uint64 { return s.UnderlayMoves })
 )
 
 // deed is what is done to a host and what the host's daemon must show of it. It is
@@ -111,6 +143,15 @@ type look struct {
 // startLook waits until the daemon says that all is well, and looks from then on.
 func startLook(t *testing.T, h *Host, signs []sign) *look {
 	t.Helper()
+	k := newLook(t, h, signs)
+	k.begin(t)
+	return k
+}
+
+// newLook waits until the daemon says that all is well, and asks nothing more before
+// it is to begin.
+func newLook(t *testing.T, h *Host, signs []sign) *look {
+	t.Helper()
 	if len(signs) == 0 {
 		t.Fatal("it is not said what shows the fault")
 	}
@@ -121,6 +162,12 @@ func startLook(t *testing.T, h *Host, signs []sign) *look {
 	t.Cleanup(k.client.Close)
 	k.well(t, "before the fault")
 	k.before = k.last
+	clear(k.seen) // What was there before shows no fault.
+	return k
+}
+
+// begin has it look all the time.
+func (k *look) begin(t *testing.T) {
 	go func() {
 		defer close(k.ended)
 		for {
@@ -134,7 +181,6 @@ func startLook(t *testing.T, h *Host, signs []sign) *look {
 			}
 		}
 	}()
-	return k
 }
 
 func (k *look) note(now status.Status) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"slices"
@@ -16,6 +17,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"golang.org/x/sys/unix"
 
+	"github.com/ripstop-net/ripstop/network/status"
 	"github.com/ripstop-net/ripstop/subnet"
 )
 
@@ -37,29 +39,41 @@ type storeFault struct {
 	signs []sign
 }
 
+// storeFaults come one after another in the life of one network.
+var storeFaults = []storeFault{
+	{"etcd killed for 3 s", nobody, (*storeLab).storeAway, []sign{storeStale, outageCounted}},
+	{"etcd paused for 3 s", nobody, (*storeLab).storePaused, []sign{ifQuick(unseen("the store is silent for longer when all is well")), ifAlone(storeStale), ifAlone(outageCounted)}},
+	{"link to etcd cut for 3 s, a peer comes meanwhile", nobody, (*storeLab).linkCut, []sign{changeCounted, ifAlone(storeStale), ifAlone(outageCounted)}},
+	{"link to etcd slow, a peer comes meanwhile", nobody, (*storeLab).linkSlow, []sign{changeCounted}},
+	{"peer with another address, MAC and holder", nobody, (*storeLab).recordReplaced, []sign{changeCounted, opsCounted}},
+	{"peer restarted at another address and back", onePeer, (*storeLab).peerMoved, []sign{changeCounted, opsCounted}},
+	{"route and FDB entry deleted while etcd is away", onePeer, (*storeLab).driftWhileAway, []sign{driftCounted}},
+	{"device deleted while etcd is away", allPeers, (*storeLab).deviceDeletedWhileAway, []sign{storeStale, driftCounted}},
+	{"etcd wiped, config written again", nobody, (*storeLab).wiped, []sign{listingCounted, peersHeld, holdReturned}},
+	{"etcd wiped, a peer never comes back", nobody, (*storeLab).wipedForGood, []sign{peersHeld, holdExpired}},
+	{"own record deleted", allPeers, (*storeLab).recordDeleted, []sign{lossCounted}},
+	{"own etcd lease revoked", allPeers, (*storeLab).leaseRevoked, []sign{lossCounted}},
+	{"compaction while cut off from etcd", nobody, (*storeLab).compactedWhileCutOff, []sign{changeCounted}},
+	{"compaction while cut off from etcd, a peer left", nobody, (*storeLab).compactedAwayPeer, []sign{listingCounted}},
+	{"daemon stopped for longer than its lease lives", allPeers, (*storeLab).overslept, []sign{lossCounted}},
+	{"own subnet taken by another meanwhile", allPeers, (*storeLab).taken, []sign{lossCounted, failed(status.LeaseHeld)}},
+	{"peer left while the daemon was down", nobody, (*storeLab).leftWhileDown, []sign{anotherDaemon, fewerPeers}},
+	{"daemon started while etcd is away", nobody, (*storeLab).startedWhileAway, []sign{anotherDaemon, fromSaved}},
+	{"device lost while etcd and daemon are away", allPeers, (*storeLab).deviceLostWhileAway, []sign{anotherDaemon, fromSaved, opsCounted}},
+	{"rebooted while etcd is away", allPeers, (*storeLab).rebootedWhileAway, []sign{anotherDaemon, fromSaved, opsCounted}},
+	{"snapshot torn or another program's at a start", nobody, (*storeLab).harmedSnapshot, []sign{anotherDaemon}},
+	{"snapshot torn at a start while etcd is away", nobody, (*storeLab).tornWhileAway, []sign{anotherDaemon, itWaits}},
+	// What is saved then has the dozen for a while: of a start by that, all would be held.
+	{"most of a dozen peers gone in one revision", nobody, (*storeLab).crowdGone, []sign{peersHeld, holdReturned}},
+}
+
 // storeFaults does to the store, and to the first host's ways to it, what
-// happens to them. Faults come one after another in the life of one network.
+// happens to them.
 func (s *faultSuite) storeFaults(t *testing.T) {
 	l := startLab(t, Options{Nodes: 3, Mode: Dual})
 	everyPairTalks(t, l, talkLimit)
 	sl := &storeLab{Lab: l, faultSuite: s, store: openStore(t, l), first: l.Hosts[0]}
-	for _, f := range []storeFault{
-		{"etcd killed for 3 s", nobody, (*storeLab).storeAway, []sign{storeStale, outageCounted}},
-		{"etcd paused for 3 s", nobody, (*storeLab).storePaused, []sign{unseen("the store is silent for longer when all is well")}},
-		{"link to etcd cut for 3 s, a peer comes meanwhile", nobody, (*storeLab).linkCut, []sign{changeCounted}},
-		{"link to etcd slow, a peer comes meanwhile", nobody, (*storeLab).linkSlow, []sign{changeCounted}},
-		{"peer with another address, MAC and holder", nobody, (*storeLab).recordReplaced, []sign{changeCounted, opsCounted}},
-		{"peer restarted at another address and back", onePeer, (*storeLab).peerMoved, []sign{changeCounted, opsCounted}},
-		{"route and FDB entry deleted while etcd is away", onePeer, (*storeLab).driftWhileAway, []sign{driftCounted}},
-		{"etcd wiped, config written again", nobody, (*storeLab).wiped, []sign{listingCounted, peersHeld, holdReturned}},
-		{"etcd wiped, a peer never comes back", nobody, (*storeLab).wipedForGood, []sign{peersHeld, holdExpired}},
-		{"own record deleted", allPeers, (*storeLab).recordDeleted, []sign{lossCounted}},
-		{"own etcd lease revoked", allPeers, (*storeLab).leaseRevoked, []sign{lossCounted}},
-		{"compaction while cut off from etcd", nobody, (*storeLab).compactedWhileCutOff, []sign{listingCounted}},
-		{"peer left while the daemon was down", nobody, (*storeLab).leftWhileDown, []sign{anotherDaemon, fewerPeers}},
-		{"daemon started while etcd is away", nobody, (*storeLab).startedWhileAway, []sign{anotherDaemon, fromSaved}},
-		{"device lost while etcd and daemon are away", allPeers, (*storeLab).deviceLostWhileAway, []sign{anotherDaemon, fromSaved, opsCounted}},
-	} {
+	for _, f := range storeFaults {
 		ok := t.Run(strings.ReplaceAll(f.name, " ", "-"), func(t *testing.T) {
 			// A claim of before is to be settled with the peers, too.
 			if _, settled := timeUntil(s.store, sl.followed); !settled {
@@ -67,7 +81,7 @@ func (s *faultSuite) storeFaults(t *testing.T) {
 			}
 			everyPairTalks(t, l, talkLimit)
 			before := sl.subnets(t)
-			looks := startLook(t, sl.first, f.signs)
+			looks := startLook(t, sl.first, s.shownBy(f.signs))
 			flows := startFlows(t, l)
 			time.Sleep(calm)
 			began := time.Now()
@@ -207,6 +221,33 @@ func (l *storeLab) driftWhileAway(t *testing.T) (healed time.Duration) {
 	return healed
 }
 
+// deviceDeletedWhileAway is what else the daemon mends from its mirror, which then has
+// all to give.
+func (l *storeLab) deviceDeletedWhileAway(t *testing.T) (healed time.Duration) {
+	before := mustPicture(t, l.first)
+	l.away(t, func() {
+		l.awaitStale(t)
+		l.must(t, vxlans(l.first, func(n *netlink.Handle, v *netlink.Vxlan) error { return n.LinkDel(v) }))
+		healed = l.until(t, l.heal, "the device is back with all entries", func() bool { return looksLike(l.first, before) })
+	})
+	l.back(t)
+	return healed
+}
+
+// staleAfter bounds the time after which a store that says nothing is known to be
+// away: the connection asks for a sign now and then, and waits for that.
+const staleAfter = time.Minute
+
+// awaitStale waits until the first host's daemon says that its store is away.
+func (l *storeLab) awaitStale(t *testing.T) time.Duration {
+	t.Helper()
+	p := probeOf(t, l.first)
+	return l.until(t, staleAfter, "the store is away", func() bool {
+		s, err := p.client.Status(t.Context())
+		return err == nil && s.Store.State == status.Stale && s.Store.Outage != nil
+	})
+}
+
 func (l *storeLab) wiped(t *testing.T) time.Duration {
 	var before [][]string
 	for _, h := range l.Hosts {
@@ -289,20 +330,40 @@ func (l *storeLab) leaseRevoked(t *testing.T) time.Duration {
 // compactedWhileCutOff lets a host join while the first cannot reach etcd, and
 // etcd forget how.
 func (l *storeLab) compactedWhileCutOff(t *testing.T) time.Duration {
+	return l.compactedAway(t, "the host that joined meanwhile is known", func() {
+		if _, err := l.AddHost(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	})
+}
+
+// compactedAwayPeer lets a peer leave meanwhile.
+func (l *storeLab) compactedAwayPeer(t *testing.T) time.Duration {
+	l.must(t, l.put(t, ghostKey, ghostRecord(0)))
+	l.until(t, l.faultSuite.store, "the record is known", func() bool { return l.knowsGhost(0) })
+	return l.compactedAway(t, "the peer that left meanwhile is gone", func() {
+		_, err := l.store.Delete(t.Context(), Prefix+"/subnets/"+ghostKey)
+		l.must(t, err)
+	})
+}
+
+// compactedAway has something happen while the first host cannot reach etcd, whose
+// watch there must be taken up anew afterwards, and etcd forget it.
+func (l *storeLab) compactedAway(t *testing.T, what string, meanwhile func()) time.Duration {
 	l.must(t, l.cutOff(l.first, true))
-	if _, err := l.AddHost(t.Context()); err != nil {
-		t.Fatal(err)
-	}
+	l.must(t, l.Etcd.Kill()) // What etcd has sent would come through afterwards.
+	l.must(t, l.Etcd.Restart(t.Context()))
+	meanwhile()
 	time.Sleep(2 * time.Second)
-	answer, err := l.store.Get(t.Context(), Prefix)
+	answer, err := l.store.Put(t.Context(), "/elsewhere", "") // What is of the last revision can still be watched.
 	l.must(t, err)
 	_, err = l.store.Compact(t.Context(), answer.Header.Revision, clientv3.WithCompactPhysical())
 	l.must(t, err)
-	if l.followed() {
+	if l.followed() && !l.knowsGhost(0) {
 		t.Error("the first host was not cut off")
 	}
 	l.must(t, l.cutOff(l.first, false))
-	return l.until(t, l.faultSuite.store, "the host that joined meanwhile is known", l.followed)
+	return l.until(t, l.faultSuite.store, what, func() bool { return l.ghostIsGone() && l.followed() })
 }
 
 // cutOff drops what a host and etcd send each other, or no longer does. Nobody
@@ -379,5 +440,40 @@ func (l *storeLab) deviceLostWhileAway(t *testing.T) (took time.Duration) {
 		took = time.Since(began)
 	})
 	l.back(t)
+	return took
+}
+
+// rebootedWhileAway gives the time from a boot, after a crash, until the host has the
+// overlay that it had, of which the daemon waits for etcd for a second. What the store
+// knows of its earlier life is forgotten at the end, as it is a minute later.
+func (l *storeLab) rebootedWhileAway(t *testing.T) (took time.Duration) {
+	before, macs, record := mustPicture(t, l.first), vtepMACs(t, l.first), l.record(l.first)
+	env, err := l.first.Env()
+	l.must(t, err)
+	l.away(t, func() {
+		began := time.Now()
+		boot(t, l.first)
+		l.must(t, l.first.WaitReady(t.Context()))
+		l.until(t, l.heal, "the overlay is there again", func() bool { return looksLike(l.first, before) })
+		took = time.Since(began)
+		if now, err := l.first.Env(); err != nil || now != env {
+			t.Errorf("subnet file says %v (%v), before it said %v", now, err, env)
+		}
+		if now := vtepMACs(t, l.first); !maps.Equal(now, macs) {
+			t.Errorf("the devices have %v, had %v", now, macs)
+		}
+		everyPairTalks(t, l.Lab, talkLimit)
+	})
+	l.back(t)
+	got, err := l.store.Get(t.Context(), Prefix+"/ripstop/nodes/"+l.first.Name)
+	l.must(t, err)
+	if len(got.Kvs) == 1 {
+		_, err := l.store.Revoke(t.Context(), clientv3.LeaseID(got.Kvs[0].Lease))
+		l.must(t, err)
+	}
+	l.until(t, 2*l.faultSuite.store, "the lease is taken up", func() bool { return strings.Contains(string(l.first.daemon.said()), `"msg":"lease held"`) })
+	if now := l.record(l.first); now == nil || now.ModRevision != record.ModRevision {
+		t.Errorf("the record is %v, was %v", now, record)
+	}
 	return took
 }

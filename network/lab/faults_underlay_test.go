@@ -68,6 +68,12 @@ func (s *faultSuite) underlayFaults(t *testing.T) {
 			}
 		})
 	}
+	t.Run("kept", func(t *testing.T) {
+		if !s.alone {
+			t.Parallel()
+		}
+		s.underlayKept(t)
+	})
 }
 
 func (s *faultSuite) tryUnderlay(t *testing.T, l *Lab, network string, f underlayFault) {
@@ -122,6 +128,107 @@ func (s *faultSuite) tryUnderlay(t *testing.T, l *Lab, network string, f underla
 	s.add(row, looks.end(t))
 	t.Logf("the deed took %s; the node followed after %s, its peers after %s, the longest gap was %s", took.Round(time.Millisecond),
 		node.Round(time.Millisecond), peers.Round(time.Millisecond), row.gap.Round(time.Millisecond))
+}
+
+// movedGrace is for how long peers let packets in from where a node was.
+const movedGrace = 10 * time.Second
+
+// underlayStays are moves of the first host's during which its old address serves on:
+// not one packet is lost by them.
+var underlayStays = []struct {
+	name string
+	do   deed
+	// seat and at are where the host is then.
+	seat int
+	at   segment
+	// nics says that the host is on the far link, too, and goes by the way to etcd.
+	nics bool
+}{
+	{name: "underlay: another address is to be used, the old one goes long after", do: shows(joinedBy(secondSeat), movesCounted), seat: secondSeat, at: near},
+	{name: "underlay: the way to etcd goes over to another interface", do: shows(wayToEtcd(true), movesCounted), seat: 1, at: far, nics: true},
+	{name: "underlay: the way to etcd comes back", do: shows(wayToEtcd(false), movesCounted), seat: 1, at: near, nics: true},
+}
+
+// underlayKept holds moves to their word that nothing is lost by them.
+func (s *faultSuite) underlayKept(t *testing.T) {
+	for _, nics := range []bool{false, true} {
+		var l *Lab
+		for _, f := range underlayStays {
+			if f.nics != nics {
+				continue
+			}
+			if l == nil {
+				l = startLab(t, Options{Nodes: 3, Far: 1, Mode: Dual, NoDaemons: true, AnyInterface: true})
+				if nics {
+					addNIC(t, l, l.Hosts[0], worstMetric)
+				} else {
+					l.Hosts[0].DaemonArgs = []string{fmt.Sprintf("--iface-regex=[.:]%d$", secondSeat), "--iface-regex=^" + hostInterface + "$"}
+				}
+				startDaemons(t, l)
+				everyPairTalks(t, l, talkLimit)
+			}
+			t.Run(strings.ReplaceAll(f.name, " ", "-"), func(t *testing.T) {
+				h := l.Hosts[0]
+				macs := vtepMACs(t, h)
+				looks := startLook(t, h, f.do.signs)
+				flows := startFlows(t, l)
+				time.Sleep(calm)
+				h.seat, h.at = f.seat, f.at
+				began := time.Now()
+				if err := f.do.act(t, l, h); err != nil {
+					t.Fatal(err)
+				}
+				took, done, why := time.Since(began), time.Now(), ""
+				if _, ok := timeUntil(otherwise, func() bool { why = nodeIsAt(h) + peersSendTo(l, h, macs); return why == "" }); !ok {
+					t.Errorf("it is not followed: %s", why)
+				}
+				healed := time.Since(done)
+				time.Sleep(calm)
+				row := stopFlows(t, l, flows, nobody)
+				row.lab, row.fault, row.deed, row.healed = "kept", f.name, took, healed
+				s.add(row, looks.end(t))
+				t.Logf("followed after %s, the longest gap was %s", healed.Round(time.Millisecond), row.gap.Round(time.Millisecond))
+			})
+		}
+	}
+}
+
+// joinedBy gives the host the addresses of another seat, and takes those that it has away
+// when no peer lets packets in from them any more.
+func joinedBy(seat int) func(*testing.T, *Lab, *Host) error {
+	return func(t *testing.T, l *Lab, h *Host) error {
+		if err := errors.Join(promote(h), seatOf(l, h, seat, true)); err != nil {
+			return err
+		}
+		why := ""
+		if _, ok := timeUntil(otherwise, func() bool { why = nodeIsAt(h); return why == "" }); !ok {
+			return errors.New(why)
+		}
+		time.Sleep(movedGrace + time.Second)
+		return errors.Join(seatOf(l, h, h.number, false), gateways(l, h))
+	}
+}
+
+// wayToEtcd has the host reach etcd by its other interface, or as it did.
+func wayToEtcd(other bool) func(*testing.T, *Lab, *Host) error {
+	return func(_ *testing.T, l *Lab, h *Host) error {
+		return h.Namespace.netlink(func(n *netlink.Handle) error {
+			link, err := n.LinkByName(secondNIC)
+			if err != nil {
+				return err
+			}
+			f := l.Families()[0]
+			etcd, gateway := l.EtcdAddress(f), far.prefix(f, gatewayNumber).Addr()
+			way := &netlink.Route{
+				LinkIndex: link.Attrs().Index, Gw: gateway.AsSlice(),
+				Dst: &net.IPNet{IP: etcd.AsSlice(), Mask: net.CIDRMask(etcd.BitLen(), etcd.BitLen())},
+			}
+			if other {
+				return n.RouteAdd(way)
+			}
+			return n.RouteDel(way)
+		})
+	}
 }
 
 // overheadOf is what a host's device takes of the interface's MTU for a family.

@@ -272,22 +272,90 @@ func TestMasquerade(t *testing.T) {
 		at = openInbox(t, far.Namespace, netip.AddrPortFrom(far.Addresses[f], 0))
 		seen("node to pod", node.Namespace, at, "node", env.Subnets[f].Masked().Addr())
 		at = openInbox(t, outside, netip.AddrPortFrom(l.EtcdAddress(f), vxlanPort))
-		seen("a pod's own tunnel", pod.Namespace, at, string(vxlanPacket(vxlanVNI, subnet.MAC{}, []byte{0x45})), node.Address(f))
+		nested := string(vxlanPacket(vxlanVNI, subnet.MAC{}, []byte{0x45}))
+		seen("a pod's own tunnel", pod.Namespace, at, nested, node.Address(f))
+		at = openInbox(t, far.Namespace, netip.AddrPortFrom(far.Addresses[f], vxlanPort))
+		seen("a pod's own tunnel to a pod", pod.Namespace, at, nested, pod.Addresses[f])
 
-		inner := 0
-		for _, line := range tracked(t, node.Namespace) {
-			ofPods := func(a netip.Addr) bool { return strings.Contains(line, "src="+a.StringExpanded()+" ") }
-			if ofPods(pod.Addresses[f]) {
-				inner++
+		// The nodes forward the pod's tunnel, of our VNI on our port, and track it as
+		// all else of pods'; their own they do not.
+		for _, h := range []*Host{node, far.Host} {
+			theirs := 0
+			for _, line := range tracked(t, h.Namespace) {
+				if !strings.Contains(line, fmt.Sprintf("dport=%d ", vxlanPort)) {
+					continue
+				}
+				ofPod := func(a netip.Addr) bool { return strings.Contains(line, "src="+a.StringExpanded()+" ") }
+				switch {
+				case ofPod(pod.Addresses[f]):
+					theirs++
+				case !ofPod(pod.Addresses[subnet.V4]) && !ofPod(pod.Addresses[subnet.V6]):
+					t.Errorf("%s: %s tracks the tunnel: %s", f, h.Name, line)
+				}
 			}
-			if !ofPods(pod.Addresses[subnet.V4]) && !ofPods(pod.Addresses[subnet.V6]) && strings.Contains(line, fmt.Sprintf("dport=%d", vxlanPort)) {
-				t.Errorf("%s: the tunnel is tracked: %s", f, line)
+			if theirs == 0 {
+				t.Errorf("%s: %s does not track a pod's own tunnel", f, h.Name)
 			}
-		}
-		if inner == 0 {
-			t.Errorf("%s: no connection of pods is tracked, so that the test is none", f)
 		}
 	}
+}
+
+// What kube-proxy marks for its own masquerading, and what pods send to a multicast
+// group, leaves with the pod's address; the like without keeps nothing of it. (The
+// host sends in a pod's name: it forwards no multicast without a daemon for that.)
+func TestMasqueradeLeavesMarkedAndMulticastAlone(t *testing.T) {
+	t.Parallel()
+	l := startLab(t, Options{Nodes: 1, Mode: Dual, DaemonArgs: []string{"--ip-masq=true"}})
+	node, outside := l.Hosts[0], l.EtcdNamespace()
+	pod := node.Pods[0]
+	device := func(fd int) error { return unix.BindToDevice(fd, hostInterface) }
+	mark := func(bit int) func(int) error {
+		return func(fd int) error { return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_MARK, bit) }
+	}
+	for _, f := range l.Families() {
+		group := netip.AddrPortFrom(subnet.PerFamily[netip.Addr]{netip.MustParseAddr("239.1.2.3"), netip.MustParseAddr("ff0e::123")}[f], 9999)
+		at := openInbox(t, outside, netip.AddrPortFrom(l.EtcdAddress(f), 0))
+		members := joinGroup(t, outside, group)
+		for i, test := range []struct {
+			what string
+			to   inbox
+			mark int
+			want netip.Addr
+		}{
+			{"unmarked", at, 0, node.Address(f)},
+			{"with kube-proxy's mark", at, 0x4000, pod.Addresses[f]},
+			{"with kube-proxy's mark among others", at, 0x4000 | 1, pod.Addresses[f]},
+			{"with another's mark", at, 0x8000, node.Address(f)},
+			{"to a group", members, 0, pod.Addresses[f]},
+		} {
+			// Each is a connection of its own: a translation lasts as long as one.
+			from := netip.AddrPortFrom(pod.Addresses[f], uint16(5000+i))
+			packets := ipPackets(from.Addr(), test.to.addr.Addr(), udpDatagram(from, test.to.addr, []byte(test.what)))
+			sendRaw(t, node.Namespace, test.to.addr.Addr(), packets, device, mark(test.mark))
+			if got := test.to.get(t, test.what, 5*time.Second); got.Addr() != test.want {
+				t.Errorf("%s, %s: the receiver sees %s, want %s", f, test.what, got, test.want)
+			}
+		}
+	}
+}
+
+// joinGroup is an inbox of a multicast group.
+func joinGroup(t *testing.T, ns *Namespace, group netip.AddrPort) inbox {
+	t.Helper()
+	var conn *net.UDPConn
+	err := ns.Do(func() error {
+		i, err := net.InterfaceByName(hostInterface)
+		if err != nil {
+			return err
+		}
+		conn, err = net.ListenMulticastUDP("udp", i, net.UDPAddrFromAddrPort(group))
+		return err
+	})
+	if err != nil {
+		t.Fatalf("join %s in %s: %v", group, ns.Name(), err)
+	}
+	t.Cleanup(func() { _ = conn.Close() })
+	return inbox{conn, group}
 }
 
 // Flushing all rules, or writing all anew, loses no packet between pods, and

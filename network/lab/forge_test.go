@@ -98,8 +98,9 @@ func vxlanPacket(vni uint32, mac subnet.MAC, packet []byte) []byte {
 	return append(binary.BigEndian.AppendUint16(b, etherType), packet...)
 }
 
-// sendRaw sends IP packets as they are, with whatever addresses they have.
-func sendRaw(t *testing.T, ns *Namespace, to netip.Addr, packets [][]byte) {
+// sendRaw sends IP packets as they are, with whatever addresses they have, by a socket
+// with the given options.
+func sendRaw(t *testing.T, ns *Namespace, to netip.Addr, packets [][]byte, options ...func(fd int) error) {
 	t.Helper()
 	err := ns.Do(func() error {
 		domain, sa := unix.AF_INET6, unix.Sockaddr(&unix.SockaddrInet6{Addr: to.As16()})
@@ -111,6 +112,11 @@ func sendRaw(t *testing.T, ns *Namespace, to netip.Addr, packets [][]byte) {
 			return err
 		}
 		defer func() { _ = unix.Close(fd) }()
+		for _, option := range options {
+			if err := option(fd); err != nil {
+				return err
+			}
+		}
 		for _, p := range packets {
 			if err := unix.Sendto(fd, p, 0, sa); err != nil {
 				return fmt.Errorf("send %d bytes: %w", len(p), err)

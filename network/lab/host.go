@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -30,6 +31,9 @@ type Host struct {
 	// DaemonArgs are flags of this host's daemon beyond all others', from its
 	// next start on.
 	DaemonArgs []string
+	// StoreURL is another etcd's than the lab's own, for this host's daemon from its next
+	// start on.
+	StoreURL string
 
 	lab    *Lab
 	number int
@@ -111,7 +115,7 @@ func (h *Host) StartDaemon() error {
 	}
 	_, err := os.Stat(h.SubnetFile())
 	args := append([]string{
-		"--etcd-endpoints=" + h.lab.EtcdURL(), "--etcd-prefix=" + Prefix,
+		"--etcd-endpoints=" + cmp.Or(h.StoreURL, h.lab.EtcdURL()), "--etcd-prefix=" + Prefix,
 		"--ip-masq=false", "--node-name=" + h.Name,
 		"--run-dir=" + filepath.Join(h.Dir, "run"), "--state-dir=" + filepath.Join(h.Dir, "state"),
 		"--subnet-file=" + h.SubnetFile(), "--log-level=info",

@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/ripstop-net/ripstop/network/ping"
 	"github.com/ripstop-net/ripstop/subnet"
 )
 
@@ -113,12 +114,12 @@ func (l *Lab) Matrix(ctx context.Context, patience time.Duration) (Matrix, error
 func callAll(ctx context.Context, pairs []*Pair, deadline time.Time) (time.Time, error) {
 	from := pairs[0].From
 	own := from.Addresses[pairs[0].Family]
-	s, err := openEcho(ctx, from.Namespace, own, own, PingOptions{})
+	s, err := openPing(ctx, from.Namespace, own, own, PingOptions{})
 	if err != nil {
 		return time.Time{}, err
 	}
-	defer s.close()
-	defer s.wake(ctx)()
+	defer s.Close()
+	defer s.Wake(ctx)()
 	caller := &caller{socket: s, pairs: map[netip.Addr]*Pair{}}
 	silent := pairs
 	for wait := firstRound; ; wait = min(2*wait, longestRound) {
@@ -139,7 +140,7 @@ func callAll(ctx context.Context, pairs []*Pair, deadline time.Time) (time.Time,
 	ended := time.Now()
 	for _, p := range silent {
 		if p.Err == nil {
-			p.Err = ErrNoAnswer
+			p.Err = ping.ErrNoAnswer
 		}
 	}
 	// The first answers took the time of neighbour discovery as well; a second
@@ -156,7 +157,7 @@ func callAll(ctx context.Context, pairs []*Pair, deadline time.Time) (time.Time,
 
 // caller sends rounds of echo requests from one socket to many.
 type caller struct {
-	socket *echoSocket
+	socket *ping.Socket
 	pairs  map[netip.Addr]*Pair
 	seq    uint64
 }
@@ -170,18 +171,18 @@ func (c *caller) round(ctx context.Context, pairs []*Pair, wait time.Duration) {
 		to := p.To.Addresses[p.Family]
 		c.pairs[to] = p
 		sent[to] = time.Now()
-		p.Err = c.socket.send(to, c.seq)
+		p.Err = c.socket.Send(to, c.seq)
 	}
 	for deadline := time.Now().Add(wait); len(sent) > 0; {
-		a, err := c.socket.receive(ctx, deadline)
+		a, err := c.socket.Receive(ctx, deadline)
 		if ctx.Err() != nil || errors.Is(err, os.ErrDeadlineExceeded) {
 			return
 		}
-		at, owed := sent[a.from]
-		if err != nil || !owed || a.seq != c.seq {
+		at, owed := sent[a.From]
+		if err != nil || !owed || a.Seq != c.seq {
 			continue
 		}
-		c.pairs[a.from].RTT, c.pairs[a.from].Err = a.at.Sub(at), nil
-		delete(sent, a.from)
+		c.pairs[a.From].RTT, c.pairs[a.From].Err = a.At.Sub(at), nil
+		delete(sent, a.From)
 	}
 }

@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/ripstop-net/ripstop/network/ping"
 	"github.com/ripstop-net/ripstop/network/status"
 	"github.com/ripstop-net/ripstop/subnet"
 )
@@ -138,7 +139,7 @@ func tooLarge(t *testing.T, ns *Namespace, from, to netip.Addr, f subnet.Family,
 // not nil, it gets the MTU that the kernel has for the way after that (IP_MTU).
 func sendUDP(t *testing.T, ns *Namespace, from, to netip.Addr, f subnet.Family, size int, told *int) error {
 	t.Helper()
-	dialer := net.Dialer{Control: func(_, _ string, c syscall.RawConn) error { return dontFragment(c, f == subnet.V4, true) }}
+	dialer := net.Dialer{Control: func(_, _ string, c syscall.RawConn) error { return ping.DontFragment(c, f == subnet.V4, true) }}
 	if from.IsValid() {
 		dialer.LocalAddr = net.UDPAddrFromAddrPort(netip.AddrPortFrom(from, 0))
 	}

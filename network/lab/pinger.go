@@ -8,11 +8,41 @@ import (
 	"os"
 	"slices"
 	"time"
+
+	"github.com/ripstop-net/ripstop/network/ping"
 )
+
+// PingOptions shape an echo request.
+type PingOptions = ping.Options
+
+// Ping sends one echo request from within a namespace and returns the time
+// until the answer. A zero from leaves the source address to the kernel.
+func Ping(ctx context.Context, ns *Namespace, from, to netip.Addr, opts PingOptions) (time.Duration, error) {
+	s, err := openPing(ctx, ns, from, to, opts)
+	if err != nil {
+		return 0, err
+	}
+	rtt, err := s.Once(ctx, to)
+	if err != nil {
+		return 0, fmt.Errorf("from %s: %w", ns.name, err)
+	}
+	return rtt, nil
+}
+
+func openPing(ctx context.Context, ns *Namespace, from, to netip.Addr, opts PingOptions) (s *ping.Socket, err error) {
+	err = ns.Do(func() (err error) {
+		s, err = ping.Open(ctx, from, to, opts)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("in %s: %w", ns.name, err)
+	}
+	return s, nil
+}
 
 // Pinger sends echo requests at a steady rate and counts what came back.
 type Pinger struct {
-	socket *echoSocket
+	socket *ping.Socket
 	to     netip.Addr
 	stop   context.CancelFunc
 	done   chan struct{}
@@ -59,13 +89,13 @@ func StartPinger(ctx context.Context, ns *Namespace, from, to netip.Addr, perSec
 		return nil, fmt.Errorf("a pinger sends at least one request a second, not %d", perSecond)
 	}
 	// The socket outlives ctx by the time that stragglers are waited for.
-	s, err := openEcho(context.WithoutCancel(ctx), ns, from, to, opts)
+	s, err := openPing(context.WithoutCancel(ctx), ns, from, to, opts)
 	if err != nil {
 		return nil, err
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	p := &Pinger{socket: s, to: to, stop: cancel, done: make(chan struct{}), got: map[uint64]time.Time{}}
-	go p.run(ctx, time.Second/time.Duration(perSecond), opts.timeout())
+	go p.run(ctx, time.Second/time.Duration(perSecond), opts.Within())
 	return p, nil
 }
 
@@ -73,8 +103,8 @@ func StartPinger(ctx context.Context, ns *Namespace, from, to netip.Addr, perSec
 // answers.
 func (p *Pinger) run(ctx context.Context, every, stragglers time.Duration) {
 	defer close(p.done)
-	defer p.socket.close()
-	defer p.socket.wake(ctx)()
+	defer p.socket.Close()
+	defer p.socket.Wake(ctx)()
 	for next := time.Now(); ctx.Err() == nil; next = next.Add(every) {
 		for p.receive(ctx, next) {
 		}
@@ -82,7 +112,7 @@ func (p *Pinger) run(ctx context.Context, every, stragglers time.Duration) {
 			break
 		}
 		p.sent = append(p.sent, time.Now())
-		if err := p.socket.send(p.to, uint64(len(p.sent)-1)); err != nil {
+		if err := p.socket.Send(p.to, uint64(len(p.sent)-1)); err != nil {
 			p.failed = append(p.failed, err)
 		}
 	}
@@ -95,17 +125,17 @@ func (p *Pinger) run(ctx context.Context, every, stragglers time.Duration) {
 // receive takes in one answer and tells whether there may be more before the
 // deadline or the end of ctx.
 func (p *Pinger) receive(ctx context.Context, deadline time.Time) bool {
-	a, err := p.socket.receive(ctx, deadline)
+	a, err := p.socket.Receive(ctx, deadline)
 	if errors.Is(err, os.ErrDeadlineExceeded) || err != nil && ctx.Err() != nil {
 		return false
 	}
-	if err != nil || a.from != p.to || a.seq >= uint64(len(p.sent)) {
+	if err != nil || a.From != p.to || a.Seq >= uint64(len(p.sent)) {
 		return true
 	}
-	if _, again := p.got[a.seq]; again {
+	if _, again := p.got[a.Seq]; again {
 		p.twice++
 	} else {
-		p.got[a.seq] = a.at
+		p.got[a.Seq] = a.At
 	}
 	return true
 }

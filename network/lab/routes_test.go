@@ -27,6 +27,7 @@ const (
 
 // TestDirectRoutes: of three hosts two are on one link and send one another
 // their pods' packets as they are; to the one behind a router they go by VXLAN.
+// What a node itself sends to a pod has the address of the way that it goes.
 func TestDirectRoutes(t *testing.T) {
 	for _, mode := range Modes {
 		t.Run(string(mode), func(t *testing.T) {
@@ -43,6 +44,19 @@ func TestDirectRoutes(t *testing.T) {
 				}
 			}
 			plain, tunnelled := ways(c.end())
+			env, err := l.Hosts[0].Env()
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, f := range l.Families() {
+				for to, want := range map[*Pod]netip.Addr{beside: l.Hosts[0].Address(f), behind: env.Subnets[f].Masked().Addr()} {
+					in := openInbox(t, to.Namespace, netip.AddrPortFrom(to.Addresses[f], 0))
+					send(t, l.Hosts[0].Namespace, in.addr, "node")
+					if from := in.get(t, "node", 5*time.Second); from.Addr() != want {
+						t.Errorf("from the node to %s: the receiver sees %s, want %s", to.Name, from, want)
+					}
+				}
+			}
 			for _, f := range l.Families() {
 				for _, to := range []struct {
 					pod          *Pod

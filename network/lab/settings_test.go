@@ -8,12 +8,16 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/ripstop-net/ripstop/network/status"
+	"github.com/ripstop-net/ripstop/subnet"
 )
 
 // sysctl reads a setting under net of a host.
@@ -262,6 +266,66 @@ func TestRouterIsStillHeard(t *testing.T) {
 	}
 }
 
+// TestRouterOfALinkThatComesIsHeard: interfaces that come to a host that was made to
+// forward get their default routes by advertisement, those too that come after the daemon
+// was started again. A pod's link does not: whoever is in it could advertise himself.
+func TestRouterOfALinkThatComesIsHeard(t *testing.T) {
+	t.Parallel()
+	l := startLab(t, Options{Nodes: 2, Mode: IPv6, NoDaemons: true})
+	h := l.Hosts[0]
+	set(t, h, "ipv6/conf/all/forwarding=0", "ipv6/conf/default/accept_ra=1")
+	if err := dropDefault(h); err != nil {
+		t.Fatal(err)
+	}
+	comeUp(t, l)
+	comes := func(name string) {
+		t.Helper()
+		err := h.Namespace.netlink(func(n *netlink.Handle) error {
+			lower, err := n.LinkByName(hostInterface)
+			if err != nil {
+				return err
+			}
+			nic := &netlink.Macvlan{LinkAttrs: netlink.LinkAttrs{Name: name, ParentIndex: lower.Attrs().Index}, Mode: netlink.MACVLAN_MODE_BRIDGE}
+			pod := netlink.NewVeth(netlink.LinkAttrs{Name: "pod-" + name})
+			pod.PeerName, pod.PeerNamespace = "away-"+name, netlink.NsFd(l.Hosts[1].Namespace.FD())
+			return errors.Join(n.LinkAdd(pod), n.LinkSetUp(pod), n.LinkAdd(nic), n.LinkSetUp(nic))
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		key := "ipv6/conf/" + name + "/accept_ra"
+		took, ok := timeUntil(talkLimit, func() bool { return sysctl(t, h, key) == "2" })
+		if !ok {
+			t.Fatalf("%s is %s", key, sysctl(t, h, key))
+		}
+		heard, ok := timeUntil(talkLimit, func() bool { advertise(t, l); return advertisedDefault(t, h) })
+		if !ok {
+			t.Fatalf("%s has no default route by advertisement", name)
+		}
+		for _, other := range []string{"pod-" + name, podBridge} {
+			if got := sysctl(t, h, "ipv6/conf/"+other+"/accept_ra"); got != "1" {
+				t.Errorf("accept_ra of %s is %s", other, got)
+			}
+		}
+		saysInTime(t, h, `"setting":"net.ipv6.conf.`+name+`.accept_ra"`)
+		t.Logf("%s hears routers %s after it came, and has a route %s later", name, took.Round(time.Millisecond), heard.Round(time.Millisecond))
+		if err := dropDefault(h); err != nil {
+			t.Fatal(err)
+		}
+	}
+	comes("eth7")
+	if err := h.RestartDaemon(t.Context(), unix.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	comes("eth8")
+	// A hand that makes one deaf, of which the kernel tells nobody, is seen with the next news.
+	set(t, h, "ipv6/conf/eth7/accept_ra=1")
+	comes("eth9")
+	if _, ok := timeUntil(talkLimit, func() bool { return sysctl(t, h, "ipv6/conf/eth7/accept_ra") == "2" }); !ok {
+		t.Error("what a hand has changed is not put back")
+	}
+}
+
 // dropDefault deletes a host's IPv6 default routes.
 func dropDefault(h *Host) error {
 	return h.Namespace.netlink(func(n *netlink.Handle) error {
@@ -392,4 +456,39 @@ func TestPathBesideTheLink(t *testing.T) {
 	if _, ok := timeUntil(talkLimit, func() bool { direct, tunnel = routesOf(t, aside); return direct == 4 }); !ok {
 		t.Errorf("the others have %d direct and %d tunnelled routes, want 4 and 0", direct, tunnel)
 	}
+}
+
+// TestAsymmetricPaths: a host with two interfaces sends to a peer by one and hears it by
+// the other. Pods talk, but where the one by which the peer is heard drops what does not
+// come by the way back: then the log and the status name it, and the command.
+func TestAsymmetricPaths(t *testing.T) {
+	t.Parallel()
+	l := startLab(t, Options{Nodes: 2, Far: 1, Mode: IPv4, NoDaemons: true, DaemonArgs: []string{"--probe-interval=1s"}})
+	h, peer := l.Hosts[0], l.Hosts[1]
+	addNIC(t, l, h, worstMetric) // Now the peer is on a link of its own.
+	comeUp(t, l)
+	everyPairTalks(t, l, talkLimit)
+	c := startCapture(t, l.Underlay(), h.Name)
+	exchangeTCP(t, h.Pods[0], peer.Pods[0], subnet.V4)
+	_, tunnelled := ways(c.end())
+	out, back := h.Pods[0].Addresses[subnet.V4], peer.Pods[0].Addresses[subnet.V4]
+	if tunnelled[way{out, back}] != 0 || tunnelled[way{back, out}] == 0 {
+		t.Fatalf("by %s there are packets out and back: %v", hostInterface, tunnelled)
+	}
+	set(t, h, "ipv4/conf/"+hostInterface+"/rp_filter=1")
+	const mend = "sysctl -w net.ipv4.conf.eth0.rp_filter=2"
+	p := probeOf(t, h)
+	eventually(t, time.Minute, "the status names the filter", func() bool {
+		s, err := p.client.Status(t.Context())
+		return err == nil && slices.ContainsFunc(s.Probing.Silent, func(q status.SilentPeer) bool {
+			return q.Node == peer.Name && strings.Contains(q.Reason, "by eth1 and rp_filter is strict") && strings.Contains(q.Reason, mend)
+		})
+	})
+	saysInTime(t, h, mend)
+	set(t, h, "ipv4/conf/"+hostInterface+"/rp_filter=2")
+	everyPairTalks(t, l, talkLimit)
+	eventually(t, time.Minute, "the peer answers again", func() bool {
+		s, err := p.client.Status(t.Context())
+		return err == nil && len(s.Probing.Silent) == 0
+	})
 }

@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/ripstop-net/ripstop/network/ping"
 	"github.com/ripstop-net/ripstop/subnet"
 )
 
@@ -85,7 +86,7 @@ func exchangeTCP(t *testing.T, from, to *Pod, f subnet.Family) {
 // openUDP opens a UDP socket in a pod that never splits datagrams.
 func openUDP(t *testing.T, p *Pod, f subnet.Family) *net.UDPConn {
 	t.Helper()
-	config := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error { return dontFragment(c, f == subnet.V4, true) }}
+	config := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error { return ping.DontFragment(c, f == subnet.V4, true) }}
 	var conn *net.UDPConn
 	err := p.Namespace.Do(func() error {
 		c, err := config.ListenPacket(context.Background(), "udp", netip.AddrPortFrom(p.Addresses[f], 0).String())

@@ -261,6 +261,40 @@ func TestOneToOneNAT(t *testing.T) {
 	t.Logf("the node followed after %s; pods talk %s after the change", took.Round(time.Millisecond), time.Since(began).Round(time.Millisecond))
 }
 
+// TestTranslatedAddressOnTheLink: the outer address of a 1:1 NAT is on the link of the
+// host's peers, and whoever answers there takes no pods' packets. Peers with direct routes
+// send to it through the tunnel; with host-gw they report it.
+func TestTranslatedAddressOnTheLink(t *testing.T) {
+	t.Run("direct", func(t *testing.T) {
+		t.Parallel()
+		l := startLab(t, Options{Nodes: 3, Far: 1, Mode: IPv4, NoDaemons: true, AnyInterface: true, Config: configWith(IPv4, directRoutes)})
+		h := l.Hosts[2]
+		translate(t, l, h)
+		h.DaemonArgs = []string{"--public-ip=" + natAddress.String()}
+		startDaemons(t, l)
+		everyPairTalks(t, l, talkLimit)
+		for _, peer := range l.Hosts[:2] {
+			if direct, tunnel := routesOf(t, peer); direct != 1 || tunnel != 1 {
+				t.Errorf("%s has %d direct and %d tunnelled routes, want 1 and 1", peer.Name, direct, tunnel)
+			}
+		}
+	})
+	t.Run("host-gw", func(t *testing.T) {
+		t.Parallel()
+		l := startLab(t, Options{Nodes: 3, Far: 1, Mode: IPv4, NoDaemons: true, AnyInterface: true, Config: configWith(IPv4, hostGateway)})
+		h := l.Hosts[2]
+		translate(t, l, h)
+		h.DaemonArgs = []string{"--public-ip=" + natAddress.String()}
+		startDaemons(t, l)
+		for _, peer := range l.Hosts[:2] {
+			saysInTime(t, peer, "public address "+natAddress.String()+" is translated to another of its holder's (1:1 NAT)")
+			if direct, tunnel := routesOf(t, peer); direct != 1 || tunnel != 0 {
+				t.Errorf("%s has %d direct and %d tunnelled routes, want 1 and 0", peer.Name, direct, tunnel)
+			}
+		}
+	})
+}
+
 // TestHostGatewayFollowsTheUnderlay: with host-gw, who comes onto the link is
 // reached and who is no longer on it is reported, as the host's own link changes.
 func TestHostGatewayFollowsTheUnderlay(t *testing.T) {

@@ -205,9 +205,13 @@ func ghostOf(address, mac, holder int) string {
 
 func ghostAddress(n int) string { return fmt.Sprintf("10.99.0.%d", 200+n) }
 
-// pulseKey is that of another such peer, which is always there and moves to and
-// fro after each burst: a host that shows where it is has heard of all that was
-// written before.
+// ghostGrace is longer than the guard heeds an address that a peer has moved away from,
+// from when a daemon that was away hears of it.
+const ghostGrace = 20 * time.Second
+
+// pulseKey is that of another such peer, which is always there and is held here and
+// there in turns after each burst, by another each time, so that nobody heeds where it
+// was: a host that shows where it is has heard of all that was written before.
 const pulseKey = "10.5.254.0-24&fd00:10:5:fffe::-64"
 
 // pulseMACs are the MACs of the pulse, by family.
@@ -218,7 +222,7 @@ var ofPulse = [][]byte{pulseMACs[0], pulseMACs[1], {10, 5, 254, 0}, {0xfd, 0, 0,
 
 func (w *walk) setPulse() error {
 	record := fmt.Sprintf(`{"PublicIP":"10.99.0.%d","PublicIPv6":"fd99::%d","BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":%q},`+
-		`"BackendV6Data":{"VNI":1,"VtepMAC":%q},"Node":"pulse"}`, 210+w.pulse, 210+w.pulse, pulseMACs[0], pulseMACs[1])
+		`"BackendV6Data":{"VNI":1,"VtepMAC":%q},"Node":"pulse%d"}`, 210+w.pulse, 210+w.pulse, pulseMACs[0], pulseMACs[1], w.pulse)
 	return w.ask(func(ctx context.Context) error {
 		_, err := w.store.Put(ctx, Prefix+"/subnets/"+pulseKey, record)
 		return err
@@ -230,6 +234,7 @@ func (w *walk) setGhost(record string) error {
 	if record == "" && w.ghost != "" && w.ghost != brokenRecord {
 		w.gone, w.wentAt = w.ghost, time.Now()
 	}
+	w.leave(w.ghost)
 	w.ghost = record
 	return w.ask(func(ctx context.Context) error {
 		if record == "" {
@@ -239,6 +244,15 @@ func (w *walk) setGhost(record string) error {
 		_, err := w.store.Put(ctx, Prefix+"/subnets/"+ghostKey, record)
 		return err
 	})
+}
+
+// leave notes where the ghost was by a record of its.
+func (w *walk) leave(record string) {
+	if was, err := readWalkRecord(ghostKey, []byte(record)); err == nil {
+		for _, e := range was.ends {
+			w.left[e.public] = time.Now().Add(ghostGrace)
+		}
+	}
 }
 
 // breakGhost makes the record one that cannot be read, until it is mended.

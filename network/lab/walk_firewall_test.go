@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"slices"
+	"time"
 
 	"github.com/google/nftables"
 
@@ -52,8 +53,15 @@ func guardPicture(h *Host) (rules []string, peers map[netip.Addr]bool, err error
 		}
 	}
 	peers = map[netip.Addr]bool{}
-	for _, name := range guardSets {
-		elements, err := c.GetSetElements(&nftables.Set{Table: guardTable(), Name: name})
+	sets, err := c.GetSets(guardTable())
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, set := range sets {
+		if !slices.Contains(guardSets[:], set.Name) {
+			continue
+		}
+		elements, err := c.GetSetElements(set)
 		if err != nil {
 			return nil, nil, err
 		}
@@ -87,6 +95,7 @@ func (w *walk) guardAsPlanned(h *Host, records []walkRecord) error {
 			}
 		}
 	}
+	maps.DeleteFunc(peers, func(a netip.Addr, _ bool) bool { return !want[a] && time.Now().Before(w.left[a]) })
 	if !maps.Equal(peers, want) {
 		return fmt.Errorf("%s: the guard lets in %v, want %v", h.Name, slices.Collect(maps.Keys(peers)), slices.Collect(maps.Keys(want)))
 	}

@@ -6,6 +6,7 @@ import (
 	"flag"
 	"fmt"
 	"math/rand/v2"
+	"net/netip"
 	"regexp"
 	"slices"
 	"strings"
@@ -45,6 +46,9 @@ type walk struct {
 	// is none, and gone the last one, which went at that time.
 	ghost, gone string
 	wentAt      time.Time
+	// left are addresses of the ghost's that it has moved away from, and until when a
+	// guard may let them in still.
+	left map[netip.Addr]time.Time
 	// pulse says where the other peer of that kind is, 0 or 1.
 	pulse int
 	// direct tells whether hosts on one link reach each other directly.
@@ -166,7 +170,7 @@ func takeWalk(t *testing.T, direct bool, opts Options) {
 	if err != nil {
 		t.Fatalf("-walk.only: %v", err)
 	}
-	w := &walk{t: t, direct: direct, subnets: map[*Host]subnet.Subnets{}, logged: map[*Host]int64{}, guards: map[*Host][]string{}}
+	w := &walk{t: t, direct: direct, subnets: map[*Host]subnet.Subnets{}, logged: map[*Host]int64{}, guards: map[*Host][]string{}, left: map[netip.Addr]time.Time{}}
 	w.menu = slices.DeleteFunc(slices.Clone(walkFaults), func(f walkFault) bool { return !only.MatchString(f.name) })
 	if len(w.menu) == 0 {
 		t.Fatalf("-walk.only=%q leaves nothing to do", *walkOnly)

@@ -31,7 +31,7 @@ func TestUnderlayJoinsMachines(t *testing.T) {
 	}
 	for _, f := range subnet.Families {
 		for _, to := range []int{2, gatewayNumber} {
-			rtt, err := Ping(t.Context(), machines[0], netip.Addr{}, near.prefix(f, to).Addr(), PingOptions{})
+			rtt, err := Ping(t.Context(), machines[0], netip.Addr{}, near.prefix(f, to).Addr(), PingOptions{Timeout: 5 * time.Second})
 			if err != nil {
 				t.Errorf("%s to %d: %v", f, to, err)
 			}
