@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"regexp"
 	"testing"
 	"time"
 
@@ -17,9 +18,16 @@ import (
 // on each.
 func startHosts(t *testing.T, families lab.Mode, mode string, path ...string) (*lab.Lab, []*machine) {
 	t.Helper()
+	return startLab(t, lab.Options{Nodes: 3, Mode: families}, mode, path...)
+}
+
+// startLab is startHosts with more to choose.
+func startLab(t *testing.T, opts lab.Options, mode string, path ...string) (*lab.Lab, []*machine) {
+	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	l, err := lab.Start(ctx, lab.Options{Nodes: 3, Mode: families, NoPods: true, Dir: t.TempDir(), Daemon: filepath.Join(programs, "ripstopd")})
+	opts.NoPods, opts.Dir, opts.Daemon = true, t.TempDir(), filepath.Join(programs, "ripstopd")
+	l, err := lab.Start(ctx, opts)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -131,9 +139,8 @@ func TestRebootedHost(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	// The token is left: without it the store takes the node for another until a
-	// minute after its last sign is over, about as long as a machine takes to boot.
-	for _, path := range []string{m.keys["subnetFile"].(string), filepath.Join(m.keys["runDir"].(string), lockName)} {
+	// Neither is the token by which the store knows this life of the node.
+	for _, path := range []string{m.keys["subnetFile"].(string), m.keys["runDir"].(string)} {
 		if err := os.RemoveAll(path); err != nil {
 			t.Fatal(err)
 		}
@@ -167,8 +174,31 @@ func TestRebootedHost(t *testing.T) {
 	reach(t, l, p, far, env.MTU)
 }
 
-// While etcd does not answer at a node's first start, ADD says that the daemon
-// runs.
+// refuses waits until ADD is refused with what a text matches: a daemon answers
+// a moment after its start, and knows only then what it waits for.
+func refuses(t *testing.T, m *machine, text string) {
+	t.Helper()
+	p, want := m.newPod(t), regexp.MustCompile(text)
+	for end := time.Now().Add(talkLimit); ; time.Sleep(20 * time.Millisecond) {
+		err := m.add(t, p)
+		wantCode(t, err, codeNotReady)
+		if want.MatchString(err.Error()) {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatalf("ADD says %q, which does not match %q", err, text)
+		}
+	}
+	if err := m.status(t); err == nil || !want.MatchString(err.Error()) {
+		t.Errorf("STATUS says %q, which does not match %q", err, text)
+	}
+}
+
+// since is how a daemon tells since when it waits.
+const since = ` since 20\d\d-\d\d-\d\dT\S+: `
+
+// While etcd does not answer at a node's first start, ADD says what the daemon
+// waits for, since when, and why.
 func TestHostWithoutStore(t *testing.T) {
 	l, machines := startHosts(t, lab.IPv4, ptp)
 	host, m := l.Hosts[0], machines[0]
@@ -183,14 +213,30 @@ func TestHostWithoutStore(t *testing.T) {
 	if err := l.Etcd.Kill(); err != nil {
 		t.Fatal(err)
 	}
+	refuses(t, m, "ripstopd is not running")
 	if err := host.StartDaemon(); err != nil {
 		t.Fatal(err)
 	}
-	for end := time.Now().Add(talkLimit); !holdsLock(filepath.Join(host.Dir, "run", lockName)); {
-		if time.Now().After(end) {
-			t.Fatal("the daemon does not take its lock")
-		}
-		time.Sleep(10 * time.Millisecond)
+	refuses(t, m, "ripstopd runs, but started failed: waits for .*"+since+".*connection refused")
+}
+
+// Where all subnets are held, ADD says so and by whom.
+func TestHostWithoutSubnet(t *testing.T) {
+	const onlyOne = `{"Network": "10.5.0.0/16", "SubnetLen": 24, "SubnetMin": "10.5.7.0", "SubnetMax": "10.5.7.0", "Backend": {"Type": "vxlan"}}`
+	l, machines := startLab(t, lab.Options{Nodes: 2, Mode: lab.IPv4, NoDaemons: true, Config: onlyOne}, ptp)
+	first, second := l.Hosts[0], l.Hosts[1]
+	if err := first.StartDaemon(); err != nil {
+		t.Fatal(err)
 	}
-	wantCode(t, m.add(t, m.newPod(t)), codeNotReady, "ripstopd runs")
+	if err := first.WaitReady(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	machines[0].mustAdd(t)
+	if err := second.StartDaemon(); err != nil {
+		t.Fatal(err)
+	}
+	refuses(t, machines[1], "ripstopd runs, but started failed: waits for lease"+since+"no free IPv4 subnet: .*"+first.Name)
+	if got := machines[1].allocated(t); len(got) > 0 {
+		t.Errorf("refused ADDs have allocated %v", got)
+	}
 }

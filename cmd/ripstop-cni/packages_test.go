@@ -7,10 +7,13 @@
 package main
 
 import (
+	"bytes"
 	"io"
 	"net"
 	"net/netip"
 	"os"
+	"os/exec"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -86,8 +89,16 @@ func TestRealChain(t *testing.T) {
 			if got := call(t, l.Hosts[2].Namespace, netip.AddrPortFrom(l.Hosts[0].Address(f), hostPort)); got != "here" {
 				t.Errorf("%s: portmap: port %d of the host says %q", f, hostPort, got)
 			}
+			if got := rulesOf(t, m, f, p); !strings.Contains(got, "CNI-FORWARD") || !strings.Contains(got, "CNI-DN-") {
+				t.Errorf("%s: firewall and portmap have for the pod\n%s", f, got)
+			}
 		}
 		m.del(t, p)
+		for _, f := range families.Families() {
+			if got := rulesOf(t, m, f, p); got != "" {
+				t.Errorf("%s: left behind:\n%s", f, got)
+			}
+		}
 		if got := m.allocated(t); len(got) > 0 {
 			t.Errorf("%v are still allocated", got)
 		}
@@ -98,6 +109,31 @@ func TestRealChain(t *testing.T) {
 			}
 		}
 	})
+}
+
+// rulesOf are the rules of iptables' with a pod's address, and those of the chain that
+// portmap makes for a pod, a line each.
+func rulesOf(t *testing.T, m *machine, f subnet.Family, p *pod) string {
+	t.Helper()
+	save := subnet.PerFamily[string]{subnet.V4: "iptables-save", subnet.V6: "ip6tables-save"}[f]
+	var out, said bytes.Buffer
+	cmd := exec.CommandContext(t.Context(), save)
+	cmd.Stdout, cmd.Stderr = &out, &said
+	err := m.ns.Start(cmd)
+	if err == nil {
+		err = cmd.Wait()
+	}
+	if err != nil {
+		t.Fatalf("%s: %v\n%s", save, err, &said)
+	}
+	address := regexp.MustCompile(regexp.QuoteMeta(p.addresses[f].String()) + `(/|\s|\]|:|$)`)
+	var rules strings.Builder
+	for line := range strings.Lines(out.String()) {
+		if address.MatchString(line) || strings.Contains(line, "CNI-DN-") {
+			rules.WriteString(line)
+		}
+	}
+	return rules.String()
 }
 
 // serve answers "here" to whoever connects, until the test ends.

@@ -219,62 +219,90 @@ func TestVersions(t *testing.T) {
 }
 
 // Two hundred containers that start at once get an address each, and leave
-// nothing when they all end at once.
+// nothing when they all end at once. Where the host has a real daemon, that has
+// nothing to do, and all are reached from another host.
 func TestManyAtOnce(t *testing.T) {
-	for _, mode := range []string{ptp, bridged} {
-		t.Run(mode, func(t *testing.T) {
-			const many = 200
-			env := envOf(lab.Dual, 7)
-			m := newMachine(t, mode, &env)
-			before := picture(t, m.ns)
-			var pods []*pod
-			for range many {
-				pods = append(pods, m.newPod(t))
-			}
-			atOnce := func(do func(*pod)) time.Duration {
-				began := time.Now()
-				var group sync.WaitGroup
-				for _, p := range pods {
-					group.Go(func() { do(p) })
-				}
-				group.Wait()
-				return time.Since(began)
-			}
-			took := atOnce(func(p *pod) {
-				if err := m.add(t, p); err != nil {
-					t.Errorf("ADD: %s", describe(err))
-				}
-			})
-			t.Logf("%d ADDs at once took %s", many, took.Round(time.Millisecond))
-			holders := map[netip.Addr]string{}
-			for _, p := range pods {
-				for _, a := range p.addresses {
-					if other, twice := holders[a]; twice {
-						t.Errorf("%s and %s both have %s", other, p.name, a)
-					}
-					holders[a] = p.name
-				}
-			}
-			if got := len(m.allocated(t)); got != 2*many || len(holders) != 2*many {
-				t.Errorf("%d addresses are allocated, %d in use, want %d", got, len(holders), 2*many)
-			}
-			for _, p := range pods[many-3:] {
-				ping(t, pods[0].ns, p.addresses[subnet.V4], lab.PingOptions{})
-				ping(t, pods[0].ns, p.addresses[subnet.V6], lab.PingOptions{})
-			}
-			took = atOnce(func(p *pod) { m.del(t, p) })
-			t.Logf("%d DELs at once took %s", many, took.Round(time.Millisecond))
-			if got := m.allocated(t); len(got) > 0 {
-				t.Errorf("addresses %v are still allocated", got)
-			}
-			after := picture(t, m.ns)
-			if mode == bridged {
-				after = withoutBridge(after)
-			}
-			if d := cmp.Diff(before, after); d != "" {
-				t.Errorf("the node is not as it was (-before +after):\n%s", d)
+	t.Run(bridged, func(t *testing.T) {
+		env := envOf(lab.Dual, 7)
+		manyAtOnce(t, newMachine(t, bridged, &env), bridged, func([]*pod) {})
+	})
+	t.Run(ptp, func(t *testing.T) {
+		l, machines := startLab(t, lab.Options{Nodes: 2, Mode: lab.Dual}, ptp)
+		host, m := l.Hosts[0], machines[0]
+		env, err := host.Env()
+		if err != nil {
+			t.Fatal(err)
+		}
+		far, near := machines[1].mustAdd(t), m.mustAdd(t)
+		reach(t, l, far, near, env.MTU) // All peers are there.
+		m.del(t, near)
+		said := host.DaemonLog()
+		manyAtOnce(t, m, ptp, func(pods []*pod) {
+			for _, p := range []*pod{pods[0], pods[99], pods[199]} {
+				reach(t, l, far, p, env.MTU)
 			}
 		})
+		for line := range strings.Lines(strings.TrimPrefix(host.DaemonLog(), said)) {
+			if !strings.Contains(line, `"replaced":0,"deleted":0`) { // The peer, of which it tells late.
+				t.Errorf("the daemon has news: %s", line)
+			}
+		}
+	})
+}
+
+// manyAtOnce starts two hundred containers at once, looks at them while they are
+// there, and ends them at once.
+func manyAtOnce(t *testing.T, m *machine, mode string, look func([]*pod)) {
+	t.Helper()
+	const many = 200
+	before := picture(t, m.ns)
+	var pods []*pod
+	for range many {
+		pods = append(pods, m.newPod(t))
+	}
+	atOnce := func(do func(*pod)) time.Duration {
+		began := time.Now()
+		var group sync.WaitGroup
+		for _, p := range pods {
+			group.Go(func() { do(p) })
+		}
+		group.Wait()
+		return time.Since(began)
+	}
+	took := atOnce(func(p *pod) {
+		if err := m.add(t, p); err != nil {
+			t.Errorf("ADD: %s", describe(err))
+		}
+	})
+	t.Logf("%d ADDs at once took %s", many, took.Round(time.Millisecond))
+	holders := map[netip.Addr]string{}
+	for _, p := range pods {
+		for _, a := range p.addresses {
+			if other, twice := holders[a]; twice {
+				t.Errorf("%s and %s both have %s", other, p.name, a)
+			}
+			holders[a] = p.name
+		}
+	}
+	if got := len(m.allocated(t)); got != 2*many || len(holders) != 2*many {
+		t.Errorf("%d addresses are allocated, %d in use, want %d", got, len(holders), 2*many)
+	}
+	for _, p := range pods[many-3:] {
+		ping(t, pods[0].ns, p.addresses[subnet.V4], lab.PingOptions{})
+		ping(t, pods[0].ns, p.addresses[subnet.V6], lab.PingOptions{})
+	}
+	look(pods)
+	took = atOnce(func(p *pod) { m.del(t, p) })
+	t.Logf("%d DELs at once took %s", many, took.Round(time.Millisecond))
+	if got := m.allocated(t); len(got) > 0 {
+		t.Errorf("addresses %v are still allocated", got)
+	}
+	after := picture(t, m.ns)
+	if mode == bridged {
+		after = withoutBridge(after)
+	}
+	if d := cmp.Diff(before, after); d != "" {
+		t.Errorf("the node is not as it was (-before +after):\n%s", d)
 	}
 }
 

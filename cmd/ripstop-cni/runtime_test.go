@@ -231,7 +231,13 @@ func (m *machine) dataDir() string { return filepath.Join(m.keys["dataDir"].(str
 // allocated lists the addresses that are handed out.
 func (m *machine) allocated(t *testing.T) []netip.Addr {
 	t.Helper()
-	held, err := (&allocations{dir: m.dataDir()}).list()
+	return allocatedIn(t, m.dataDir())
+}
+
+// allocatedIn lists those of a network's folder.
+func allocatedIn(t *testing.T, dir string) []netip.Addr {
+	t.Helper()
+	held, err := (&allocations{dir: dir}).list()
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		t.Fatal(err)
 	}

@@ -15,11 +15,12 @@ import (
 
 // benchOptions are the flags of bench.
 type benchOptions struct {
-	peers  []int
-	short  bool
-	daemon string
-	write  string
-	parts  string
+	peers   []int
+	short   bool
+	traffic bool
+	daemon  string
+	write   string
+	parts   string
 }
 
 func newBench() *cobra.Command {
@@ -37,6 +38,9 @@ kernel takes when the same entries are simply put into it. It takes some minutes
   # only these numbers of peers, each thing once
   ripstop-lab bench --peers 100,1000 --short
 
+  # throughput between pods and hosts, and the guard's set, alone: half a minute
+  ripstop-lab bench --traffic
+
   # as make bench does
   ripstop-lab bench --write Documentation`,
 		Args: arguments(cobra.NoArgs),
@@ -46,6 +50,7 @@ kernel takes when the same entries are simply put into it. It takes some minutes
 	flags.SortFlags = false
 	flags.IntSliceVar(&o.peers, "peers", bench.UsualPeers, "`numbers` of peers")
 	flags.BoolVar(&o.short, "short", false, "measure each thing once and smaller bursts")
+	flags.BoolVar(&o.traffic, "traffic", false, "measure traffic between pods alone; --write puts it into a performance.md that is there")
 	flags.StringVar(&o.write, "write", "", "`folder` into which performance.md and its picture are written")
 	flags.StringVar(&o.parts, "parts", "", "`file` with benchstat's table of the Go benchmarks, to be shown in performance.md")
 	flags.StringVar(&o.daemon, "ripstopd", "", "`path` of ripstopd (the one beside this program if empty)")
@@ -68,6 +73,9 @@ func measure(ctx context.Context, out io.Writer, o benchOptions) error {
 	if err != nil {
 		return err
 	}
+	if o.traffic {
+		return measureTraffic(ctx, out, daemon, o)
+	}
 	progress := newProgress(out)
 	r, err := bench.Run(ctx, bench.Options{Peers: slices.Compact(slices.Sorted(slices.Values(o.peers))), Short: o.short, Daemon: daemon, Progress: progress.line})
 	progress.clear()
@@ -86,4 +94,23 @@ func measure(ctx context.Context, out io.Writer, o benchOptions) error {
 		return r.Write(o.write, "ripstopd "+settings.Version(), parts)
 	}
 	return r.Page(out, "ripstopd "+settings.Version(), parts)
+}
+
+func measureTraffic(ctx context.Context, out io.Writer, daemon string, o benchOptions) error {
+	progress := newProgress(out)
+	t, err := bench.RunTraffic(ctx, bench.Options{Short: o.short, Daemon: daemon, Progress: progress.line})
+	progress.clear()
+	if err != nil {
+		return err
+	}
+	version := "ripstopd " + settings.Version()
+	if o.write != "" {
+		return t.Write(o.write, version)
+	}
+	text, err := t.Text(version)
+	if err != nil {
+		return err
+	}
+	_, err = io.WriteString(out, text)
+	return err
 }

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 	"testing"
@@ -135,7 +136,7 @@ func TestUpExecPingListDown(t *testing.T) {
 	at := func(args ...string) []string { return append([]string{args[0], "--dir", dir}, args[1:]...) }
 	up := startUp(t, "--dir", dir, "--ripstopd", daemonPath, "--nodes", "2", "--ip-family", "dual")
 	shown := up.out.String()
-	for _, want := range []string{"10.99.0.2", "fd99::2", "ripstop.1", "ripstop-v6.1", "by IPv4", "by IPv6", "Every pair of pods talks", " --dir " + dir} {
+	for _, want := range []string{"10.99.0.2", "fd99::2", "ripstop.1", "ripstop-v6.1", "by IPv4", "by IPv6", "Every pair of pods talks", " --dir " + dir, "exec --dir " + dir + " node1 -- "} {
 		if !strings.Contains(shown, want) {
 			t.Errorf("up does not show %q:\n%s", want, shown)
 		}
@@ -151,6 +152,7 @@ func TestUpExecPingListDown(t *testing.T) {
 		t.Errorf("exec shows other interfaces than the pod's:\n%s", inside)
 	}
 	run(t, 7, "", at("exec", "node1", "--", "sh", "-c", "exit 7")...)
+	theDoctorHint(t, shown)
 	run(t, exitNotFound, "no-such-command", at("exec", "node1", "no-such-command")...)
 	run(t, 1, "is up already", at("up", "--ripstopd", daemonPath)...)
 	run(t, 0, "was taken away", at("down")...)
@@ -160,6 +162,27 @@ func TestUpExecPingListDown(t *testing.T) {
 	run(t, 1, "is not up", at("down")...)
 	run(t, 1, "is not up", at("exec", "pod1", "true")...)
 	nothingIn(t, dir)
+}
+
+// theDoctorHint is given as it is shown, but for where the programs are; nothing is
+// wrong by it, and from outside the same is refused as another network namespace.
+func theDoctorHint(t *testing.T, shown string) {
+	t.Helper()
+	m := regexp.MustCompile(`(?m)^  \S+ (exec .* -- )\S+ripstop (doctor --run-dir \S+)  +what is wrong`).FindStringSubmatch(shown)
+	if m == nil {
+		t.Fatalf("there is no hint of the doctor:\n%s", shown)
+	}
+	tool := filepath.Join(filepath.Dir(daemonPath), "ripstop")
+	if out, err := exec.Command("go", "build", "-o", tool, "github.com/ripstop-net/ripstop/cmd/ripstop").CombinedOutput(); err != nil {
+		t.Fatalf("build ripstop: %v\n%s", err, out)
+	}
+	none := "--env-file=" + filepath.Join(t.TempDir(), "none")
+	run(t, 0, "all is well", append(append(strings.Fields(m[1]), tool), append(strings.Fields(m[2]), none, "--cni-conf-dir="+t.TempDir())...)...)
+	cmd := exec.CommandContext(t.Context(), tool, append(strings.Fields(m[2]), none)...)
+	out, err := cmd.CombinedOutput()
+	if err == nil || !strings.Contains(string(out), "nsenter -t ") || !strings.Contains(string(out), "1 failure, 0 warnings") {
+		t.Errorf("from outside: %v\n%s", err, out)
+	}
 }
 
 // A lab that is only coming up can be taken away as well.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"text/tabwriter"
@@ -135,6 +136,9 @@ func printHints(out io.Writer, at *place, l *lab.Lab) {
 	say(t, "  %s ping%s %s %s\tone pod calls another\n", self, flags, pods[0].Name, last.Name)
 	say(t, "  %s exec%s %s -- sh\ta shell in a pod's network\n", self, flags, pods[0].Name)
 	say(t, "  %s exec%s %s -- ip route\twhat a node's kernel has\n", self, flags, l.Hosts[0].Name)
+	tool, runDir := filepath.Join(filepath.Dir(self), "ripstop"), filepath.Join(l.Hosts[0].Dir, "run")
+	say(t, "  %s status --run-dir %s\thow a node is; peers shows whom it reaches\n", tool, runDir)
+	say(t, "  %s exec%s %s -- %s doctor --run-dir %s\twhat is wrong with a node and its paths\n", self, flags, l.Hosts[0].Name, tool, runDir)
 	say(t, "  %s list%s\tnodes and pods\n", self, flags)
 	_ = t.Flush()
 	say(out, "Logs: %s and so on\nCtrl-C takes it all away.\n", l.Hosts[0].LogFile())

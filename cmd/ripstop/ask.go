@@ -28,12 +28,20 @@ const shortestInterval = 100 * time.Millisecond
 
 func (a *ask) register(cmd *cobra.Command) {
 	runDirFlag(cmd, &a.runDir)
-	cmd.Flags().StringVarP(&a.output, "output", "o", "", "`form`: json, or wide for all that there is, cut nowhere")
-	cmd.Flags().BoolVarP(&a.watch, "watch", "w", false, "ask again and again until Ctrl-C")
+	cmd.Flags().StringVarP(&a.output, "output", "o", "", "`form`: json, or wide for all that there is, in lines as long as they are")
+	cmd.Flags().BoolVarP(&a.watch, "watch", "w", false, "ask again and again until Ctrl-C; with -o json a line each time")
 	cmd.Flags().DurationVar(&a.interval, "interval", 2*time.Second, "`time` between the questions of --watch")
 	complete(cmd, "output", "json", "wide")
-	cmd.Args = cobra.NoArgs
+	cmd.Args = noArguments
 	cmd.ValidArgsFunction = cobra.NoFileCompletions
+}
+
+// noArguments is for commands that have flags only.
+func noArguments(cmd *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return nil
+	}
+	return fmt.Errorf("%s takes no argument such as %q (see %s --help)", cmd.Name(), args[0], cmd.CommandPath())
 }
 
 func runDirFlag(cmd *cobra.Command, to *string) {
@@ -58,8 +66,11 @@ func (a *ask) run(cmd *cobra.Command, once func(context.Context, *status.Client,
 	client := status.NewClient(a.runDir)
 	defer client.Close()
 	ctx, s := cmd.Context(), newScreen(cmd.OutOrStdout())
-	if a.output == "wide" {
+	switch a.output {
+	case "wide":
 		s.width = 0
+	case "json": // For a program, on a terminal too.
+		s.terminal = false
 	}
 	if !a.watch {
 		return once(ctx, client, s)
@@ -72,7 +83,9 @@ func (a *ask) run(cmd *cobra.Command, once func(context.Context, *status.Client,
 			if !errors.Is(err, status.ErrNotRunning) {
 				return err
 			}
-			fmt.Fprintln(s.to, err)
+			if err := a.away(s, err); err != nil {
+				return err
+			}
 		}
 		select {
 		case <-ctx.Done():
@@ -85,9 +98,24 @@ func (a *ask) run(cmd *cobra.Command, once func(context.Context, *status.Client,
 	}
 }
 
-func writeJSON(to io.Writer, value any) error {
+// away tells of a daemon that is away, in the place of its answer.
+func (a *ask) away(s screen, why error) error {
+	if a.output == "json" {
+		return a.writeJSON(s.to, status.Error{Error: why.Error()})
+	}
+	for _, line := range wrap(why.Error(), s.width) {
+		fmt.Fprintln(s.to, line)
+	}
+	return nil
+}
+
+// writeJSON writes a value for programs, under --watch in one line, so that a reader
+// knows where each ends.
+func (a *ask) writeJSON(to io.Writer, value any) error {
 	e := json.NewEncoder(to)
-	e.SetIndent("", "  ")
+	if !a.watch {
+		e.SetIndent("", "  ")
+	}
 	if err := e.Encode(value); err != nil {
 		return fmt.Errorf("write the answer: %w", err)
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -41,8 +42,11 @@ func newCleanup() *cobra.Command {
 nexthops that bear its protocol number (82), its VXLAN devices with all that hangs
 on them, its nftables table and its marked rules among iptables', its saved state,
 the subnet file if it has this node's subnets, and the CNI list if ripstopd wrote it.
-The daemon must be stopped before. What its --run-dir holds beyond that ends with the
-boot and stays, as does the CNI plugin, by which pods that are there still go.
+The daemon must be stopped before: while one runs in this network namespace, with
+whatever --run-dir, nothing is done. What its --run-dir holds beyond that ends with the
+boot and stays, as does the CNI plugin, by which pods that are there still go. Where
+flanneld runs again by then, devices that were taken over from it are given back to it,
+and the subnet file stays.
 
 The node's lease is kept, so that it finds its subnet again when it comes back. With
 --release-lease it is given back to etcd, if it can be proved to be this host's;
@@ -50,7 +54,7 @@ another node may then take the subnet at once.`,
 		Example: `  systemctl stop ripstopd && ripstop cleanup
   ripstop cleanup --dry-run
   ripstop cleanup --release-lease --etcd-endpoints http://10.0.0.1:2379`,
-		Args:              cobra.NoArgs,
+		Args:              noArguments,
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE:              func(cmd *cobra.Command, _ []string) error { return c.run(cmd) },
 	}
@@ -70,14 +74,20 @@ another node may then take the subnet at once.`,
 
 func (c *cleaner) run(cmd *cobra.Command) error {
 	unlock, err := rundir.LockUnused(c.runDir)
+	if err == nil {
+		defer unlock()
+		err = rundir.Announced(cmd.Context()) // With another --run-dir.
+	}
 	var held *rundir.HeldError
 	if errors.As(err, &held) {
 		return fmt.Errorf("%w: stop it first, or it would put everything back: nothing was removed", held)
 	}
-	if err != nil {
-		return err
+	switch {
+	case errors.Is(err, fs.ErrPermission):
+		return fmt.Errorf("%w: run this as root: nothing was removed", err)
+	case err != nil:
+		return fmt.Errorf("%w: nothing was removed", err)
 	}
-	defer unlock()
 	k, err := kernel.Open(vxlan.OwnsDevice)
 	if err != nil {
 		return err
@@ -95,9 +105,13 @@ func (c *cleaner) run(cmd *cobra.Command) error {
 	if err != nil {
 		return err
 	}
-	all := []cleanup.Remover{&cleanup.Forwarding{Kernel: k}, rulesOf{rules}}
-	files := &cleanup.Files{SubnetFile: c.subnetFile, Own: saved.Subnets, List: filepath.Join(c.confDir, cnifiles.ListName), Others: []string{
-		network.SnapshotPath(c.stateDir), c.stateDir, filepath.Join(c.runDir, status.SocketName),
+	forwarding := &cleanup.Forwarding{Kernel: k}
+	if err := inUse(cmd.Context(), k, forwarding); err != nil {
+		return err
+	}
+	all := []cleanup.Remover{forwarding, rulesOf{rules}}
+	files := &cleanup.Files{SubnetFile: c.subnetFile, InUseBy: forwarding.InUseBy, Own: saved.Subnets, List: filepath.Join(c.confDir, cnifiles.ListName), Others: []string{
+		network.SnapshotPath(c.stateDir), c.stateDir, filepath.Join(c.runDir, status.SocketName), network.FlannelsPath(c.runDir), rundir.StartsPath(c.runDir),
 	}}
 	if !c.release {
 		return c.clean(cmd, append(all, files))
@@ -110,6 +124,25 @@ func (c *cleaner) run(cmd *cobra.Command) error {
 		lease.Store = s
 		return c.clean(cmd, append(all, lease, files))
 	})
+}
+
+// inUse finds the devices that were taken over from flannel and that its daemon has
+// again, where one runs.
+func inUse(ctx context.Context, k *kernel.Kernel, f *cleanup.Forwarding) error {
+	survey, err := k.Survey(ctx, nil)
+	if err != nil {
+		return fmt.Errorf("look for flannel: %w", err)
+	}
+	if survey.Flanneld == 0 {
+		return nil
+	}
+	f.InUseBy = fmt.Sprintf("flanneld (process %d)", survey.Flanneld)
+	for _, t := range survey.Tunnels {
+		if t.Adopted {
+			f.InUse = append(f.InUse, t.Name)
+		}
+	}
+	return nil
 }
 
 // lease tells whose lease to give back.

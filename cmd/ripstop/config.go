@@ -94,10 +94,11 @@ func setConfig(cmd *cobra.Command, s *etcd.Store, text []byte, cfg subnet.Config
 		return err
 	}
 	fmt.Fprintf(cmd.OutOrStdout(), "written: %s\n", summary(cfg))
-	if old != nil && differsOnWire(old, cfg) {
-		fmt.Fprintln(cmd.OutOrStdout(), "Backend differs: a node that has restarted and one that has not cannot reach one another. Restart them all at once.")
-	}
-	if old != nil {
+	switch {
+	case old == nil:
+	case differsOnWire(old, cfg):
+		fmt.Fprintln(cmd.OutOrStdout(), "Daemons that run keep the config they started with. Backend differs: a node that has restarted and one that has not cannot reach one another. Restart them all at once.")
+	default:
 		fmt.Fprintln(cmd.OutOrStdout(), "Daemons that run keep the config they started with: restart them one by one to apply this one.")
 	}
 	return nil

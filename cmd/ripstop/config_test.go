@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/goleak"
 	"go.uber.org/zap"
 
 	"github.com/ripstop-net/ripstop/subnet/subnettest/etcdserver"
@@ -20,7 +21,7 @@ func TestMain(m *testing.M) {
 		main()
 		os.Exit(0)
 	}
-	os.Exit(m.Run())
+	goleak.VerifyTestMain(m)
 }
 
 // tool runs ripstop against an etcd and returns all that it says.
@@ -120,8 +121,12 @@ func TestConfig(t *testing.T) {
 	if out, err := r.run("", "config", "set", `{"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan", "DirectRouting": true}}`); err != nil || strings.Contains(out, "at once") || strings.Contains(out, "no effect") {
 		t.Errorf("direct routes: %s %v", out, err)
 	}
-	r.says("Restart them all at once", "config", "set", `{"Network": "10.5.0.0/16", "Backend": {"Type": "host-gw"}}`)
-	r.says("Restart them all at once", "config", "set", `{"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan", "VNI": 7}}`)
+	for _, backend := range []string{`{"Type": "host-gw"}`, `{"Type": "vxlan", "VNI": 7}`, `{"Type": "vxlan", "VNI": 7, "Port": 4789}`} {
+		out, err := r.run("", "config", "set", `{"Network": "10.5.0.0/16", "Backend": `+backend+`}`)
+		if err != nil || !strings.Contains(out, "Restart them all at once") || strings.Contains(out, "one by one") {
+			t.Errorf("%s: %s %v", backend, out, err)
+		}
+	}
 }
 
 func TestEnvironmentReachesTheTool(t *testing.T) {

@@ -2,6 +2,8 @@ package main
 
 import (
 	"fmt"
+	"slices"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -19,7 +21,12 @@ lasts until the daemon is restarted, which goes by its --log-level.`,
 		Example: `  ripstop log-level
   ripstop log-level debug   # every single change to the kernel's state
   ripstop log-level info`,
-		Args:              cobra.MaximumNArgs(1),
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) > 1 || len(args) == 1 && !slices.Contains(levels, args[0]) {
+				return fmt.Errorf("%q is none of %s", strings.Join(args, " "), strings.Join(levels, ", "))
+			}
+			return nil
+		},
 		ValidArgsFunction: cobra.FixedCompletions(levels, cobra.ShellCompDirectiveNoFileComp),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			client := status.NewClient(runDir)

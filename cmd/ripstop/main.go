@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/signal"
@@ -15,6 +16,10 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM, unix.SIGINT)
 	err := newRoot().ExecuteContext(ctx)
 	stop()
+	var said *exitError
+	if errors.As(err, &said) {
+		os.Exit(said.code)
+	}
 	if err != nil {
 		fmt.Fprintf(os.Stderr, "ripstop: %v\n", err)
 		os.Exit(1)

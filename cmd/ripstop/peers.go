@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -49,7 +50,7 @@ each family. It asks the daemon at its socket in --run-dir.`,
 					return err
 				}
 				if a.output == "json" {
-					return writeJSON(s.to, all)
+					return a.writeJSON(s.to, all)
 				}
 				listPeers(s, all, a.output == "wide")
 				return nil
@@ -97,45 +98,73 @@ func listPeers(s screen, p status.Page, wide bool) {
 	if wide {
 		heads = []string{"NODE", "SUBNET", "ADDRESS", "PATH", "MTU", "DEVICE", "MAC", "ENTRIES"}
 	}
-	var rows [][]cell
+	var rows []row
 	for _, peer := range p.Peers {
 		for i, w := range peer.Ways {
 			node := ""
 			if i == 0 {
 				node = cmp.Or(peer.Node, "-")
 			}
-			entries, c := entriesText(w, peer.Held)
-			row := []cell{{text: node}, {text: w.Subnet.String()}, {text: w.Public.String()}, {text: string(w.Path)}, {text: strconv.Itoa(w.MTU)}}
-			if wide {
-				row = append(row, cell{text: w.Device}, cell{text: cmp.Or(w.MAC, "-")})
+			mtu := "-"
+			if w.MTU > 0 {
+				mtu = strconv.Itoa(w.MTU)
 			}
-			rows = append(rows, append(row, cell{entries, c}))
+			r := row{cells: []cell{{text: node}, {text: w.Subnet.String()}, {text: w.Public.String()}, {text: string(w.Path)}, {text: mtu}}}
+			if wide {
+				r.cells = append(r.cells, cell{text: cmp.Or(w.Device, "-")}, cell{text: cmp.Or(w.MAC, "-")})
+			}
+			c := entriesColour(w.Entries, peer.Held)
+			r.cells = append(r.cells, cell{string(w.Entries), c})
+			r.note = cell{peerNote(w, peer.Held), c}
+			rows = append(rows, r)
 		}
 	}
-	if len(rows) == 0 {
-		fmt.Fprintf(s.to, "no peers (of %d)\n", p.Total)
+	switch {
+	case p.Total == 0 && p.Revision == 0: // A node that comes up; no store has that revision.
+		fmt.Fprintln(s.to, "no peers yet: they have not been read from the store")
+		return
+	case p.Total == 0:
+		fmt.Fprintln(s.to, "no peers: no other node has a lease that this one can use")
+		return
+	case len(rows) == 0:
+		fmt.Fprintf(s.to, "none of %s\n", count(p.Total, "peer", "peers"))
 		return
 	}
-	s.table(heads, rows, 0)
+	s.table(heads, rows)
 	if len(p.Peers) < p.Total {
-		fmt.Fprintf(s.to, "%d of %d peers\n", len(p.Peers), p.Total)
+		fmt.Fprintf(s.to, "%d of %s\n", len(p.Peers), count(p.Total, "peer", "peers"))
+	}
+	if p.Backend == leasesOnly {
+		for _, line := range wrap("Backend alloc: this node leases a subnet, and makes no way to others.", s.width) {
+			fmt.Fprintln(s.to, line)
+		}
 	}
 }
 
-func entriesText(w status.Way, held bool) (string, colour) {
-	text, c := string(w.Entries), plain
-	switch w.Entries {
-	case status.Failing:
-		c = red
-		text += ": " + w.Reason
-	case status.Missing, status.Unknown:
-		c = yellow
+// leasesOnly is the backend that carries no packets.
+const leasesOnly = "alloc"
+
+func entriesColour(is status.Presence, held bool) colour {
+	switch {
+	case is == status.Failing:
+		return red
+	case is == status.Missing, is == status.Unknown, held:
+		return yellow
+	}
+	return plain
+}
+
+// peerNote says what there is to know of a way beyond its fields.
+func peerNote(w status.Way, held bool) string {
+	var all []string
+	if w.Reason != "" {
+		all = append(all, w.Reason)
+	}
+	if w.Entries == status.Unknown {
+		all = append(all, "the loop that knows is busy, ask again")
 	}
 	if held {
-		if c == plain {
-			c = yellow
-		}
-		text += ", held: it has no record any more"
+		all = append(all, "held: it has no record any more")
 	}
-	return text, c
+	return strings.Join(all, "; ")
 }

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"fmt"
+
 	"github.com/spf13/cobra"
 
 	"github.com/ripstop-net/ripstop/cmd/internal/settings"
@@ -26,6 +28,9 @@ Each flag is also an environment variable: --etcd-cafile is ` + settings.Environ
 			return settings.FromEnvironment(cmd.Flags(), envPrefix)
 		},
 	}
-	root.AddCommand(newStatus(), newPeers(), newLogLevel(), newConfig(), newCleanup(), newDockerOpts())
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		return fmt.Errorf("%w (see %s --help)", err, cmd.CommandPath())
+	})
+	root.AddCommand(newStatus(), newPeers(), newDoctor(), newLogLevel(), newConfig(), newCleanup(), newDockerOpts())
 	return root
 }

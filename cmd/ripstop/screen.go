@@ -67,7 +67,11 @@ func (s screen) clear() {
 // field writes a name and its text, wrapped so that what follows stands under it.
 func (s screen) field(name string, c colour, text string) {
 	const indent = 12
-	for i, line := range wrap(text, s.width-indent) {
+	width := 0
+	if s.width > 0 {
+		width = max(s.width-indent, leastWidth)
+	}
+	for i, line := range wrap(text, width) {
 		if i > 0 {
 			name = ""
 		}
@@ -79,7 +83,8 @@ func (s screen) field(name string, c colour, text string) {
 const leastWidth = 20
 
 // wrap breaks a text at spaces into lines of at most so many columns; 0 and less
-// is no limit. A word that is longer has a line of its own.
+// is no limit. A word that is longer has a line of its own: it may be a command's,
+// to be copied.
 func wrap(text string, width int) []string {
 	if width <= 0 {
 		return []string{text}
@@ -107,16 +112,26 @@ type cell struct {
 	c    colour
 }
 
-// table writes rows under their heads. Where they are wider than the screen, the
-// elastic column is cut, and after it the last one, which is cut as far as it
-// takes.
-func (s screen) table(heads []string, rows [][]cell, elastic int) {
+// row is a line of a table. What its note says stands under it on a screen, and
+// behind it where lines are as long as they like.
+type row struct {
+	cells []cell
+	note  cell
+}
+
+// noteIndent is by how much a note stands to the right.
+const noteIndent = 2
+
+// table writes rows under their heads, and loses nothing: where they are wider than
+// the screen, the first column gives way, and what is longer than that has a line of
+// its own, of which it can be copied.
+func (s screen) table(heads []string, rows []row) {
 	widths := make([]int, len(heads))
 	for i, h := range heads {
 		widths[i] = len(h)
 	}
-	for _, row := range rows {
-		for i, c := range row {
+	for _, r := range rows {
+		for i, c := range r.cells {
 			widths[i] = max(widths[i], utf8.RuneCountInString(c.text))
 		}
 	}
@@ -125,35 +140,39 @@ func (s screen) table(heads []string, rows [][]cell, elastic int) {
 		for _, w := range widths {
 			over += w
 		}
-		for _, i := range []int{len(heads) - 1, elastic} {
-			least := min(widths[i], max(len(heads[i]), 12))
-			if cut := min(over, widths[i]-least); cut > 0 {
-				widths[i] -= cut
-				over -= cut
-			}
+		if over > 0 {
+			widths[0] = max(widths[0]-over, min(widths[0], leastWidth))
 		}
 	}
-	head := make([]cell, len(heads))
+	head := row{cells: make([]cell, len(heads))}
 	for i, h := range heads {
-		head[i] = cell{h, bold}
+		head.cells[i] = cell{h, bold}
 	}
-	for _, row := range append([][]cell{head}, rows...) {
-		var b strings.Builder
-		for i, c := range row {
-			text := shorten(c.text, widths[i])
-			b.WriteString(s.paint(c.c, text))
-			if i < len(row)-1 {
-				b.WriteString(strings.Repeat(" ", widths[i]-utf8.RuneCountInString(text)+2))
-			}
-		}
-		fmt.Fprintln(s.to, strings.TrimRight(b.String(), " "))
+	for _, r := range append([]row{head}, rows...) {
+		s.row(widths, r)
 	}
 }
 
-// shorten cuts a text to so many columns and marks that.
-func shorten(text string, width int) string {
-	if utf8.RuneCountInString(text) <= width {
-		return text
+func (s screen) row(widths []int, r row) {
+	var b strings.Builder
+	for i, c := range r.cells {
+		if i == 0 && utf8.RuneCountInString(c.text) > widths[0] {
+			fmt.Fprintln(s.to, s.paint(c.c, c.text))
+			c.text = ""
+		}
+		b.WriteString(s.paint(c.c, c.text))
+		if i < len(r.cells)-1 {
+			b.WriteString(strings.Repeat(" ", widths[i]-utf8.RuneCountInString(c.text)+2))
+		}
 	}
-	return string([]rune(text)[:max(width-1, 0)]) + "…"
+	if s.width == 0 && r.note.text != "" {
+		b.WriteString(s.paint(r.note.c, ": "+r.note.text))
+	}
+	fmt.Fprintln(s.to, strings.TrimRight(b.String(), " "))
+	if s.width == 0 || r.note.text == "" {
+		return
+	}
+	for _, line := range wrap(r.note.text, max(s.width-noteIndent, 1)) {
+		fmt.Fprintf(s.to, "%*s%s\n", noteIndent, "", s.paint(r.note.c, line))
+	}
 }

@@ -45,7 +45,7 @@ func before(d time.Duration) time.Time { return now.Add(-d) }
 // nodes are how a node can be.
 func nodes() map[string]status.Status {
 	well := status.Status{
-		Version: 1, Node: "worker-1", Up: true,
+		Version: 1, Node: "worker-1", Backend: "vxlan", Up: true,
 		Daemon: status.Daemon{Version: "v0.2.0", PID: 4711, Started: before(50 * time.Hour), LogLevel: "info", Beat: before(time.Second)},
 		Lease: status.Lease{
 			Held: true, Subnets: []netip.Prefix{netip.MustParsePrefix("10.5.87.0/24"), netip.MustParsePrefix("fd00:10:5:57::/64")},
@@ -65,7 +65,21 @@ func nodes() map[string]status.Status {
 			Passes: 130, LastPass: before(90 * time.Second), LastSeconds: 0.00042, Wanted: 9636, Drift: 3, Ops: 9700, Failures: 2,
 			Dumps: status.Dumps{Start: 1, Doubt: 2, Audit: 500},
 		},
-		Firewall:   status.Firewall{Kept: true, Guard: true, Peers: 2408, Writes: 1207},
+		Host: status.Host{Kept: true, Settings: []status.Setting{
+			{Name: "net.ipv4.ip_forward", Want: 1, Have: 1, Right: true, Forwards: "IPv4"},
+			{Name: "net.ipv6.conf.all.forwarding", Want: 1, Have: 1, Right: true, Forwards: "IPv6"},
+		}},
+		Firewall: status.Firewall{Kept: true, Guard: true, Peers: 2408, Writes: 1207},
+		Probing: status.Probing{
+			Port: 8473, EverySeconds: 30, Answered: 41_000, Ignored: 2,
+			Layers: []status.ProbedLayer{
+				{
+					Layer: "underlay", Asked: 18_000, Lost: 3,
+					RoundTrips: status.Times{Count: 17_997, Sum: 5.4, Buckets: []status.Bucket{{Within: .00025, Count: 9000}, {Within: .0005, Count: 17_997}}},
+				},
+				{Layer: "overlay", Asked: 18_000, Lost: 4},
+			},
+		},
 		SubnetFile: status.File{Path: "/run/flannel/subnet.env"},
 	}
 	change := func(f func(*status.Status)) status.Status {
@@ -81,6 +95,15 @@ func nodes() map[string]status.Status {
 			Waiting: &status.Waiting{For: "network config", Reason: "there is no network config in the store: write one with 'ripstop config set'"},
 			Store:   status.Store{State: status.Unread},
 		},
+		"ran-out": change(func(s *status.Status) {
+			s.Lease.Renewed, s.Lease.Expires = before(26*time.Hour), before(2*time.Hour)
+			s.Store.State, s.Store.Heard = status.Stale, before(26*time.Hour)
+			s.Store.Outage = &status.Outage{Since: before(26 * time.Hour), Failures: 91000, Reason: "https://192.0.2.1:2379: connection refused"}
+		}),
+		"leases-only": change(func(s *status.Status) {
+			s.Backend, s.Devices, s.Host, s.Firewall = "alloc", nil, status.Host{}, status.Firewall{}
+			s.Loop = status.Loop{Passes: 1, LastPass: before(90 * time.Second), LastSeconds: 0.00002}
+		}),
 		"no-rules": change(func(s *status.Status) {
 			s.Firewall.Guard, s.Firewall.Peers = false, 0
 			s.Firewall.Problem = "the kernel has no nftables: load the modules nf_tables, nft_ct"
@@ -97,6 +120,12 @@ func nodes() map[string]status.Status {
 			s.Peers.Records = []status.Record{{Key: "10.5.9.0-24", Reason: "VNI is 7, this node's is 1: packets would be lost"}, {Key: "junk", Reason: "key is no subnet"}}
 			s.Store.Config = "the network config in the store was changed: it takes effect when this daemon is restarted"
 			s.SubnetFile.Restored = 1
+			s.Daemon.Listen, s.Daemon.ListenProblem = "127.0.0.1:8285", "listen tcp 127.0.0.1:8285: bind: address already in use"
+			s.Host = status.Host{Kept: true, Restored: 23, LastRestored: before(4 * time.Second), Settings: []status.Setting{
+				{Name: "net.ipv4.ip_forward", Want: 1, Forwards: "IPv4", Restored: 23, Fought: true},
+				{Name: "net.ipv6.conf.all.forwarding", Want: 1, Have: 1, Right: true, Forwards: "IPv6"},
+				{Name: "net.ipv6.conf.eth0.accept_ra", Want: 2, Have: 2, Right: true},
+			}}
 			s.Firewall.Heals, s.Firewall.LastHeal, s.Firewall.Dropped = 3, before(40*time.Second), 17
 			s.Firewall.Findings = []status.Rule{
 				{
@@ -105,6 +134,10 @@ func nodes() map[string]status.Status {
 				},
 				{Table: "legacy ip filter", Chain: "FORWARD", Rule: "unreadable: operation not permitted", Traffic: "from and to pods", Mend: "iptables-legacy -S FORWARD shows them"},
 			}
+			s.Probing.Problem, s.Probing.Unnamed, s.Probing.CutOff = "open UDP port 8473 for IPv4: address already in use", 3, before(5*time.Minute)
+			s.Probing.Silent = []status.SilentPeer{{
+				Node: "worker-9", Subnets: s.Lease.Subnets[:1], Layer: "overlay", Since: before(7 * time.Minute), Asked: 5, Reason: "IPv4: no answer",
+			}}
 			s.Loop.Failing, s.Loop.Fought, s.Loop.Drift = 1, 1, 512
 			s.Loop.Problems = []status.Problem{
 				{Entry: "link ripstop.1", Reason: "an outside hand (NetworkManager, process 812) undid it 17 times", Fought: true},
@@ -173,10 +206,53 @@ func TestPeersOnScreens(t *testing.T) {
 			fits(t, "peers", out.String(), width)
 		}
 	}
-	var out bytes.Buffer
-	listPeers(screen{to: &out}, status.Page{Total: 7}, false)
-	if out.String() != "no peers (of 7)\n" {
-		t.Errorf("got %q", out.String())
+	for what, p := range map[string]status.Page{
+		"none of 7 peers\n": {Total: 7}, "no peers: no other node has a lease that this one can use\n": {Revision: 7},
+		"no peers yet: they have not been read from the store\n": {},
+	} {
+		var out bytes.Buffer
+		if listPeers(screen{to: &out}, p, false); out.String() != what {
+			t.Errorf("got %q, want %q", out.String(), what)
+		}
+	}
+}
+
+// TestPeersOfABackendWithoutAWay: with alloc it is said of each that there is none, and
+// why.
+func TestPeersOfABackendWithoutAWay(t *testing.T) {
+	p := page()
+	p.Backend, p.Total, p.Peers = "alloc", 1, p.Peers[:1]
+	for i := range p.Peers[0].Ways {
+		w := &p.Peers[0].Ways[i]
+		*w = status.Way{Family: w.Family, Subnet: w.Subnet, Public: w.Public, Path: status.NoPath, Entries: status.NoneOwed}
+	}
+	for _, width := range []int{80, 200} {
+		var out bytes.Buffer
+		listPeers(screen{to: &out, width: width}, p, false)
+		golden(t, fmt.Sprintf("peers-leases-only-%d", width), out.String())
+		fits(t, "peers", out.String(), width)
+	}
+}
+
+// TestNothingIsCut: whatever the width, each word of a status and of a table of peers
+// is there.
+func TestNothingIsCut(t *testing.T) {
+	words := func(width int) map[string]bool {
+		var out bytes.Buffer
+		s := screen{to: &out, width: width}
+		showStatus(s, nodes()["in-trouble"], now, false)
+		listPeers(s, page(), false)
+		all := map[string]bool{}
+		for _, w := range strings.Fields(out.String()) {
+			all[strings.TrimRight(w, ":")] = true
+		}
+		return all
+	}
+	whole := words(0)
+	for _, width := range []int{1, 10, 40, 80, 200} {
+		if d := cmp.Diff(whole, words(width)); d != "" {
+			t.Errorf("on %d columns:\n%s", width, d)
+		}
 	}
 }
 
@@ -211,5 +287,39 @@ func TestAgo(t *testing.T) {
 		if got := ago(now.Add(-d), now); got != want {
 			t.Errorf("%s: %s, want %s", d, got, want)
 		}
+	}
+}
+
+// TestReadmeShowsWhatIsShown: the screens of README.md are the tool's.
+func TestReadmeShowsWhatIsShown(t *testing.T) {
+	readme, err := os.ReadFile("../../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, screens, _ := strings.Cut(string(readme), "## Looking inside\n\n```console\n")
+	screens, _, _ = strings.Cut(screens, "```")
+	way := func(prefix, public string) []status.Way {
+		return []status.Way{{Subnet: netip.MustParsePrefix(prefix), Public: netip.MustParseAddr(public), Path: status.Tunnel, MTU: 1450, Entries: status.Present}}
+	}
+	s := nodes()["well"]
+	s.Lease.Subnets = []netip.Prefix{netip.MustParsePrefix("10.5.87.0/24")}
+	eth := netip.MustParseAddr("10.0.0.11")
+	s.Underlay = []status.Underlay{{Family: "IPv4", Interface: "eth0", Address: eth, Public: eth, MTU: 1500, Reason: "is the way to the store at 10.0.0.1"}}
+	s.Devices = s.Devices[1:]
+	s.Devices[0].MTU = 1450
+	s.Peers.Count, s.Firewall.Peers = 2, 2
+	s.Store.Revision, s.Loop.Wanted, s.Loop.Drift = 14, 10, 0
+	s.Host.Settings = s.Host.Settings[:1]
+	for i := range s.Probing.Layers {
+		s.Probing.Layers[i].Asked = 11494 // Two peers each 30 s, for two days.
+	}
+	var out bytes.Buffer
+	to := screen{to: &out}
+	fmt.Fprintln(&out, "# ripstop status")
+	showStatus(to, s, now, false)
+	fmt.Fprintln(&out, "# ripstop peers")
+	listPeers(to, status.Page{Total: 2, Peers: []status.Peer{{Node: "worker-2", Ways: way("10.5.98.0/24", "10.0.0.12")}, {Node: "worker-3", Ways: way("10.5.126.0/24", "10.0.0.13")}}}, false)
+	if d := cmp.Diff(out.String(), screens); d != "" {
+		t.Errorf("README.md differs:\n%s", d)
 	}
 }

@@ -29,7 +29,7 @@ keeps the kernel right has met. It asks the daemon at its socket in --run-dir.`,
 					return err
 				}
 				if a.output == "json" {
-					return writeJSON(s.to, now)
+					return a.writeJSON(s.to, now)
 				}
 				showStatus(s, now, time.Now(), a.output == "wide")
 				return nil
@@ -61,7 +61,7 @@ func showStatus(s screen, st status.Status, now time.Time, wide bool) {
 		}
 	}
 	s.field("Subnets", plain, orNone(list(st.Lease.Subnets)))
-	s.field("Lease", badIf(!st.Lease.Held), leaseText(st.Lease, now))
+	s.field("Lease", badIf(!st.Lease.Held || ranOut(st.Lease, now)), leaseText(st.Lease, now))
 	for i, u := range st.Underlay {
 		text := fmt.Sprintf("%s %s, MTU %d", u.Interface, u.Address, u.MTU)
 		if u.Public != u.Address {
@@ -69,6 +69,9 @@ func showStatus(s screen, st status.Status, now time.Time, wide bool) {
 		}
 		if u.Problem != "" {
 			text += ": does not serve, see above"
+		}
+		if u.Next != "" {
+			text += ", next " + u.Next
 		}
 		s.field(onlyFirst(i, "Underlay"), badIf(u.Problem != ""), text+" ("+u.Reason+")")
 	}
@@ -79,21 +82,31 @@ func showStatus(s screen, st status.Status, now time.Time, wide bool) {
 		}
 		s.field(onlyFirst(i, "Device"), badIf(!d.Right), text)
 	}
-	showPeers(s, st.Peers)
+	showPeers(s, st.Peers, st.Backend)
 	s.field("Store", badIf(st.Store.State == status.Unread || st.Store.State == status.Silent), storeText(st.Store, now))
 	showLoop(s, st.Loop, now, wide)
+	showHost(s, st.Host, now)
 	showFirewall(s, st.Firewall, now, wide)
+	showProbing(s, st.Probing, now)
 	file := st.SubnetFile.Path
 	if n := st.SubnetFile.Restored; n > 0 {
 		file += fmt.Sprintf(", put back %s after another hand", count(int(n), "time", "times"))
 	}
 	s.field("Subnet file", plain, file)
+	if d := st.Daemon; d.ListenProblem != "" {
+		s.field("Listen", red, d.Listen+" is not answered at, and tried again: "+d.ListenProblem)
+	} else if d.Listen != "" {
+		s.field("Listen", plain, d.Listen)
+	}
 	s.field("Daemon", plain, fmt.Sprintf("%s, process %d, up %s, log level %s", st.Daemon.Version, st.Daemon.PID, ago(st.Daemon.Started, now), st.Daemon.LogLevel))
 }
 
-func showPeers(s screen, p status.Peers) {
+func showPeers(s screen, p status.Peers, backend string) {
 	text := fmt.Sprint(p.Count)
 	c := plain
+	if backend == leasesOnly {
+		text += ", to whom this node makes no way: backend alloc leases subnets only"
+	}
 	if p.Held > 0 {
 		c = yellow
 		text += fmt.Sprintf(", %d of them held: their records went with a store that is not the one it was, or most at once; each for %s", p.Held,
@@ -138,6 +151,31 @@ func showLoop(s screen, l status.Loop, now time.Time, wide bool) {
 	}
 }
 
+func showHost(s screen, h status.Host, now time.Time) {
+	if !h.Kept {
+		return
+	}
+	var parts []string
+	for _, set := range h.Settings {
+		text := set.String()
+		switch {
+		case !set.Right:
+			text += " (not right)"
+		case set.PerInterface:
+			text += " (read-only: each interface forwards by its own)"
+		}
+		parts = append(parts, text)
+	}
+	text := strings.Join(parts, ", ")
+	if h.Restored > 0 {
+		text += fmt.Sprintf("; put back %s after another hand, last %s ago", count(int(h.Restored), "time", "times"), ago(h.LastRestored, now))
+	}
+	if h.Problem != "" {
+		text += "; " + h.Problem
+	}
+	s.field("Settings", badIf(h.Problem != "" || h.Wrong() > 0), text)
+}
+
 func showFirewall(s screen, f status.Firewall, now time.Time, wide bool) {
 	if !f.Kept {
 		s.field("Firewall", plain, "no rules are kept")
@@ -157,6 +195,9 @@ func showFirewall(s screen, f status.Firewall, now time.Time, wide bool) {
 		if f.Dropped > 0 {
 			c = yellow
 			guard += fmt.Sprintf("; dropped %s of others", count(int(f.Dropped), "packet", "packets"))
+			if len(f.Strangers) > 0 {
+				guard += ", lately from " + strangers(f.Strangers)
+			}
 		}
 	}
 	s.field("Guard", c, guard)
@@ -173,6 +214,46 @@ func showFirewall(s screen, f status.Firewall, now time.Time, wide bool) {
 	}
 }
 
+// mostStrangers is how many a line names.
+const mostStrangers = 3
+
+func strangers(all []status.Stranger) string {
+	var named []string
+	for _, s := range all[:min(len(all), mostStrangers)] {
+		named = append(named, fmt.Sprintf("%s (%d)", s.Address, s.Packets))
+	}
+	if more := len(all) - len(named); more > 0 {
+		named = append(named, fmt.Sprintf("%d more", more))
+	}
+	return strings.Join(named, ", ")
+}
+
+// showProbing tells who of the peers answers, and names those that do not.
+func showProbing(s screen, p status.Probing, now time.Time) {
+	text, c := "no peer is asked whether it can be reached", plain
+	if p.EverySeconds > 0 {
+		var layers []string
+		for _, l := range p.Layers {
+			layers = append(layers, fmt.Sprintf("%s %d asked, %d lost", l.Layer, l.Asked, l.Lost))
+		}
+		text = strings.Join(layers, "; ")
+	}
+	if p.Problem != "" {
+		c = yellow
+		text += "; peers that ask get no answer: " + p.Problem
+	}
+	s.field("Probing", c, text)
+	if !p.CutOff.IsZero() {
+		s.field("", red, fmt.Sprintf("for %s nearly no peer has answered on any layer: 'ripstop doctor' looks why", ago(p.CutOff, now)))
+	}
+	for _, q := range p.Silent {
+		s.field("", red, fmt.Sprintf("%s (%s) does not answer on the %s for %s, asked %s: %s", q.Node, list(q.Subnets), q.Layer, ago(q.Since, now), count(q.Asked, "time", "times"), q.Reason))
+	}
+	if p.Unnamed > 0 {
+		s.field("", yellow, fmt.Sprintf("others did not answer %s", count(int(p.Unnamed), "time", "times")))
+	}
+}
+
 func leaseText(l status.Lease, now time.Time) string {
 	switch {
 	case !l.Held && l.Problem != "":
@@ -183,10 +264,21 @@ func leaseText(l status.Lease, now time.Time) string {
 		return "reserved: it never expires"
 	case l.Expires.IsZero():
 		return "held"
+	case ranOut(l, now):
+		text := fmt.Sprintf("not renewed: it may have run out at %s, %s ago", clock(l.Expires), ago(l.Expires, now))
+		if !l.Renewed.IsZero() {
+			text += fmt.Sprintf("; renewed last %s ago", ago(l.Renewed, now))
+		}
+		return text
 	case l.Renewed.IsZero():
 		return fmt.Sprintf("held, as far as is known until %s (%s from now)", clock(l.Expires), ago(now, l.Expires))
 	}
 	return fmt.Sprintf("held until %s (%s from now), renewed %s ago", clock(l.Expires), ago(now, l.Expires), ago(l.Renewed, now))
+}
+
+// ranOut tells that the store may have forgotten the lease.
+func ranOut(l status.Lease, now time.Time) bool {
+	return l.Held && !l.Reservation && !l.Expires.IsZero() && !now.Before(l.Expires)
 }
 
 func storeText(s status.Store, now time.Time) string {

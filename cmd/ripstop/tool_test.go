@@ -1,7 +1,9 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
+	"context"
 	"errors"
 	"io"
 	"net"
@@ -37,7 +39,7 @@ func ripstop(t *testing.T, args ...string) (string, error) {
 
 // TestHelpHasExamples of every command that does something.
 func TestHelpHasExamples(t *testing.T) {
-	for _, name := range []string{"status", "peers", "log-level", "cleanup", "docker-opts"} {
+	for _, name := range []string{"status", "peers", "doctor", "log-level", "cleanup", "docker-opts"} {
 		out, err := ripstop(t, name, "--help")
 		if err != nil {
 			t.Fatal(err)
@@ -74,7 +76,10 @@ func TestDaemonThatCannotBeAsked(t *testing.T) {
 	}
 	for _, tc := range [][]string{
 		{"--output", "status", "-o", "yaml"}, {"--interval", "status", "--interval=1ms"}, {"--node", "peers", "--node=a b"},
-		{"--subnet", "peers", "--subnet=10.5"}, {"--limit", "peers", "--limit=-1"}, {"unknown command", "status", "now"},
+		{"--subnet", "peers", "--subnet=10.5"}, {"--limit", "peers", "--limit=-1"}, {`takes no argument such as "now" (see ripstop status --help)`, "status", "now"},
+		{"unknown flag: --run-dri (see ripstop peers --help)", "peers", "--run-dri=x"}, {"is no folder: give the --run-dir", "status", "--run-dir=/dev/null"},
+		{`"loud" is none of debug, info, warn, error`, "log-level", "loud"}, {`"warn info" is none of`, "log-level", "warn", "info"},
+		{"takes no argument such as", "cleanup", "now"}, {"unknown flag: --dryrun (see ripstop cleanup --help)", "cleanup", "--dryrun"},
 	} {
 		if _, err := ripstop(t, tc[1:]...); err == nil || !strings.Contains(err.Error(), tc[0]) {
 			t.Errorf("%v: %v", tc[1:], err)
@@ -105,13 +110,18 @@ func TestWithoutRightsItSaysSo(t *testing.T) {
 	if err := copyFile(program, must(os.Executable())); err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.CommandContext(t.Context(), program, "status", "--run-dir="+dir)
-	cmd.Env = []string{asTool + "=1"}
-	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
-	text, _ := cmd.CombinedOutput()
-	out := string(text)
-	if !strings.Contains(out, "run this as root") {
-		t.Errorf("got %s", out)
+	unlock, err := rundir.Lock(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	unlock()
+	for _, command := range []string{"status", "peers", "log-level", "cleanup"} {
+		cmd := exec.CommandContext(t.Context(), program, command, "--run-dir="+dir)
+		cmd.Env = []string{asTool + "=1"}
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+		if out, err := cmd.CombinedOutput(); err == nil || !strings.Contains(string(out), "run this as root") {
+			t.Errorf("%s: %v: %s", command, err, out)
+		}
 	}
 }
 
@@ -188,19 +198,35 @@ func TestCleanupRefusesWhileADaemonRuns(t *testing.T) {
 
 // TestWatchEndsWithItsContext, and shows meanwhile that no daemon runs.
 func TestWatchEndsWithItsContext(t *testing.T) {
-	cmd := exec.CommandContext(t.Context(), must(os.Executable()), "status", "--watch", "--interval=100ms", "--run-dir="+t.TempDir())
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, must(os.Executable()), "status", "--watch", "--interval=100ms", "--run-dir="+t.TempDir())
 	cmd.Env = append(os.Environ(), asTool+"=1")
-	var out bytes.Buffer
-	cmd.Stdout = &out
+	shown, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	time.Sleep(time.Second)
+	// Before its first words it may not heed signals yet.
+	screens, lines := 0, bufio.NewScanner(shown)
+	for screens < 2 && lines.Scan() {
+		if strings.Contains(lines.Text(), "no ripstopd runs here") {
+			screens++
+		}
+	}
+	if screens < 2 {
+		t.Errorf("it showed that %d times: %v", screens, lines.Err())
+	}
 	if err := cmd.Process.Signal(os.Interrupt); err != nil {
 		t.Fatal(err)
 	}
-	if err := cmd.Wait(); err != nil || strings.Count(out.String(), "no ripstopd runs here") < 2 {
-		t.Errorf("%v\n%s", err, out.String())
+	if _, err := io.Copy(io.Discard, shown); err != nil {
+		t.Error(err)
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Error(err)
 	}
 }
 

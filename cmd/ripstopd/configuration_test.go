@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/ripstop-net/ripstop/backend/vxlan"
+	"github.com/ripstop-net/ripstop/cmd/internal/ripstopd"
 	"github.com/ripstop-net/ripstop/cmd/internal/settings"
 	"github.com/ripstop-net/ripstop/subnet"
 )
@@ -26,10 +27,10 @@ const configurationPage = "../../Documentation/configuration.md"
 func flagTable() string {
 	var b strings.Builder
 	b.WriteString("| flag, variable | default | |\n|---|---|---|\n")
-	flags, _ := newFlags()
+	flags, _ := ripstopd.Flags()
 	flags.VisitAll(func(f *pflag.Flag) {
 		_, text := pflag.UnquoteUsage(f)
-		value, variable := strings.Trim(f.DefValue, "[]"), " `"+settings.EnvironmentName(envPrefix, f.Name)+"`"
+		value, variable := strings.Trim(f.DefValue, "[]"), " `"+settings.EnvironmentName(ripstopd.EnvPrefix, f.Name)+"`"
 		if value != "" {
 			value = "`" + value + "`"
 		}

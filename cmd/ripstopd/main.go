@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"path/filepath"
 
 	"go.uber.org/zap"
 	"golang.org/x/sync/errgroup"
@@ -15,28 +16,32 @@ import (
 
 	"github.com/ripstop-net/ripstop/backend/kernel"
 	"github.com/ripstop-net/ripstop/backend/vxlan"
+	"github.com/ripstop-net/ripstop/cmd/internal/ripstopd"
 	"github.com/ripstop-net/ripstop/cmd/internal/settings"
 	"github.com/ripstop-net/ripstop/network"
 	"github.com/ripstop-net/ripstop/network/firewall"
 	"github.com/ripstop-net/ripstop/network/host"
+	"github.com/ripstop-net/ripstop/network/rundir"
 	"github.com/ripstop-net/ripstop/subnet/etcd"
 )
 
-// Exit codes.
+// Exit codes. That of a wrong flag is EX_USAGE of sysexits.h and not the usual 2, with
+// which Go ends a program that panics or that the watchdog aborts: systemd, which does not
+// start a daemon with a wrong flag again, would leave those dead too.
 const (
 	exitFailed = 1
-	exitUsage  = 2
+	exitUsage  = 64
 )
 
 func main() {
-	c, err := parse(os.Args[1:])
+	c, err := ripstopd.Parse(os.Args[1:])
 	switch {
-	case isHelp(err):
+	case ripstopd.IsHelp(err):
 		return
 	case err != nil:
 		fmt.Fprintf(os.Stderr, "ripstopd: %v (see ripstopd --help)\n", err)
 		os.Exit(exitUsage)
-	case c.version:
+	case c.Version:
 		fmt.Println("ripstopd", settings.Version())
 		return
 	}
@@ -50,17 +55,17 @@ func main() {
 }
 
 // run wires the parts and lets the node live until ctx ends.
-func run(ctx context.Context, c config) error {
-	log, level, err := settings.Logger(c.logLevel, term.IsTerminal(int(os.Stderr.Fd())))
+func run(ctx context.Context, c ripstopd.Config) error {
+	log, level, err := settings.Logger(c.LogLevel, term.IsTerminal(int(os.Stderr.Fd())))
 	if err != nil {
 		return err
 	}
 	defer func() { _ = log.Sync() }()
-	c.etcd.Log = log
-	c.node.StoreAddresses = c.etcd.Addresses
-	c.node.Level, c.node.Version = level, settings.Release()
+	c.Etcd.Log = log
+	c.Node.StoreAddresses, c.Node.Serve = c.Etcd.Addresses, rundir.Serve
+	c.Node.Level, c.Node.Version = level, settings.Release()
 
-	store, err := etcd.Open(ctx, c.etcd)
+	store, err := etcd.Open(ctx, c.Etcd)
 	if err != nil {
 		return err
 	}
@@ -73,14 +78,14 @@ func run(ctx context.Context, c config) error {
 	k.TellSettings(func(device, settings string) {
 		log.Info("device has settings of its own", zap.String("device", device), zap.String("settings", settings))
 	})
-	filter, err := firewall.Open(c.firewall, log)
+	filter, err := firewall.Open(c.Firewall, log)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = filter.Close() }()
-	node := network.New(c.node, store, store, k, k, log)
+	node := network.New(c.Node, store, store, k, k, log)
 	node.UseFirewall(filter)
-	node.UseSettings(host.NewKeeper(host.Proc{}, k, log))
+	node.UseSettings(host.NewKeeper(host.Proc{}, k, host.Mark(filepath.Join(c.Node.RunDir, "forwards-ipv6")), log))
 	group, ctx := errgroup.WithContext(ctx)
 	settled, ended := context.WithCancel(ctx)
 	group.Go(func() error {
@@ -88,7 +93,7 @@ func run(ctx context.Context, c config) error {
 		return node.Run(ctx)
 	})
 	group.Go(func() error { return settleMemory(settled, node.Ready()) })
-	group.Go(func() error { return c.cni.Run(settled, node.Ready(), log) })
+	group.Go(func() error { return c.CNI.Run(settled, node.Ready(), log) })
 	if err = group.Wait(); err == nil {
 		log.Info("told to stop: lease, device, entries and rules stay as they are")
 	}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"runtime/debug"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -35,6 +36,34 @@ func TestMemoryIsGivenBack(t *testing.T) {
 		synctest.Wait()
 		if now := readMemory(); now.cycles != settled.cycles {
 			t.Errorf("%d collections while nothing happened", now.cycles-settled.cycles)
+		}
+		cancel()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// TestTrickleIsTheCollectors: what is taken bit by bit, as by a daemon in which nothing
+// happens, is not given back: a collection of all costs more than it is worth.
+func TestTrickleIsTheCollectors(t *testing.T) {
+	defer debug.SetGCPercent(debug.SetGCPercent(-1)) // It would collect for itself.
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		ready, ended := make(chan struct{}), make(chan error, 1)
+		t.Setenv("GOGC", "off")
+		go func() { ended <- settleMemory(ctx, ready) }()
+		close(ready)
+		time.Sleep(lookEvery + time.Second)
+		synctest.Wait()
+		before := readMemory()
+		for taken := 0; taken < 4*spare; taken += trickle / 2 {
+			garbage(trickle / 2)
+			time.Sleep(lookEvery)
+			synctest.Wait()
+		}
+		if now := readMemory(); now.cycles != before.cycles {
+			t.Errorf("%d collections for %d MB, bit by bit", now.cycles-before.cycles, 4*spare>>20)
 		}
 		cancel()
 		if err := <-ended; err != nil {

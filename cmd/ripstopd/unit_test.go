@@ -9,6 +9,7 @@ import (
 
 	"github.com/spf13/pflag"
 
+	"github.com/ripstop-net/ripstop/cmd/internal/ripstopd"
 	"github.com/ripstop-net/ripstop/cmd/internal/settings"
 )
 
@@ -26,9 +27,9 @@ func readFile(t *testing.T, path string) string {
 // TestUnitHasTheDaemonsFlags: what the unit, its settings file and the pages of the
 // documentation say of flags and variables is so.
 func TestUnitHasTheDaemonsFlags(t *testing.T) {
-	flags, _ := newFlags()
+	flags, _ := ripstopd.Flags()
 	variables := map[string]*pflag.Flag{}
-	flags.VisitAll(func(f *pflag.Flag) { variables[settings.EnvironmentName(envPrefix, f.Name)] = f })
+	flags.VisitAll(func(f *pflag.Flag) { variables[settings.EnvironmentName(ripstopd.EnvPrefix, f.Name)] = f })
 
 	env := readFile(t, filepath.Join(unitDir, "ripstopd.env"))
 	lines := regexp.MustCompile(`(?m)^#?(RIPSTOPD_\w+)=(.*)$`).FindAllStringSubmatch(env, -1)

@@ -4,6 +4,7 @@ package settings
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"strings"
 
@@ -33,6 +34,27 @@ func (e *Etcd) Register(flags *pflag.FlagSet) {
 	flags.StringVar(&e.passwordFile, "etcd-password-file", "", "`file` that holds the password")
 }
 
+// Arguments are the flags that are not as they are by default, as other commands take
+// them. A password is not among them, for commands are shown.
+func (e *Etcd) Arguments() (out []string) {
+	var standard Etcd
+	standard.Register(pflag.NewFlagSet("", pflag.ContinueOnError))
+	for _, f := range []struct{ name, value, standard string }{
+		{"etcd-endpoints", strings.Join(e.opts.Endpoints, ","), strings.Join(standard.opts.Endpoints, ",")},
+		{"etcd-prefix", e.opts.Prefix, standard.opts.Prefix},
+		{"etcd-cafile", e.opts.CAFile, ""},
+		{"etcd-certfile", e.opts.CertFile, ""},
+		{"etcd-keyfile", e.opts.KeyFile, ""},
+		{"etcd-username", e.opts.Username, ""},
+		{"etcd-password-file", e.passwordFile, ""},
+	} {
+		if f.value != f.standard {
+			out = append(out, "--"+f.name+"="+f.value)
+		}
+	}
+	return out
+}
+
 // Options returns what the flags say. The password's file is read here.
 func (e *Etcd) Options() (etcd.Options, error) {
 	o := e.opts
@@ -59,10 +81,14 @@ func (e *Etcd) Options() (etcd.Options, error) {
 // FromEnvironment sets every flag that the command line left alone from the
 // environment: --etcd-cafile from PREFIX_ETCD_CAFILE.
 func FromEnvironment(flags *pflag.FlagSet, prefix string) error {
+	return fill(flags, prefix, "environment", os.LookupEnv)
+}
+
+func fill(flags *pflag.FlagSet, prefix, source string, lookup func(string) (string, bool)) error {
 	var errs []error
 	flags.VisitAll(func(f *pflag.Flag) {
 		name := EnvironmentName(prefix, f.Name)
-		value, ok := os.LookupEnv(name)
+		value, ok := lookup(name)
 		if !ok || f.Changed || f.Name == "help" || f.Name == "version" {
 			return
 		}
@@ -70,10 +96,41 @@ func FromEnvironment(flags *pflag.FlagSet, prefix string) error {
 			if strings.Contains(f.Name, "password") {
 				err = errors.New("cannot be used") // The value stays out of sight.
 			}
-			errs = append(errs, fmt.Errorf("environment variable %s: %w", name, err))
+			errs = append(errs, fmt.Errorf("%s variable %s: %w", source, name, err))
 		}
 	})
 	return errors.Join(errs...)
+}
+
+// FromFile sets every flag that was left alone from a file of variables as systemd
+// reads it (EnvironmentFile=): --etcd-cafile from PREFIX_ETCD_CAFILE. What else is in
+// the file is passed over, and so is a file that is not there.
+func FromFile(flags *pflag.FlagSet, prefix, path string) error {
+	text, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	values := map[string]string{}
+	for line := range strings.Lines(string(text)) {
+		line = strings.TrimSpace(line)
+		if key, value, ok := strings.Cut(line, "="); ok && !strings.HasPrefix(line, "#") && !strings.HasPrefix(line, ";") {
+			values[strings.TrimSpace(key)] = unquote(strings.TrimSpace(value))
+		}
+	}
+	return fill(flags, prefix, path, func(name string) (string, bool) {
+		value, ok := values[name]
+		return value, ok
+	})
+}
+
+func unquote(text string) string {
+	if n := len(text); n >= 2 && (text[0] == '"' || text[0] == '\'') && text[n-1] == text[0] {
+		return text[1 : n-1]
+	}
+	return text
 }
 
 // EnvironmentName is the variable that sets a flag.

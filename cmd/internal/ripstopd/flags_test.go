@@ -1,4 +1,4 @@
-package main
+package ripstopd
 
 import (
 	"os"
@@ -15,19 +15,19 @@ import (
 )
 
 func TestDefaults(t *testing.T) {
-	c, err := parse(nil)
+	c, err := Parse(nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	host, _ := os.Hostname()
-	if c.node.Name != host || c.node.SubnetFile != "/run/flannel/subnet.env" || c.node.RunDir != "/run/ripstop" || c.node.StateDir != "/var/lib/ripstop" {
-		t.Errorf("node: %+v", c.node)
+	if c.Node.Name != host || c.Node.SubnetFile != "/run/flannel/subnet.env" || c.Node.RunDir != "/run/ripstop" || c.Node.StateDir != "/var/lib/ripstop" {
+		t.Errorf("node: %+v", c.Node)
 	}
-	if c.node.PeerGrace != 5*time.Minute || c.node.AuditEvery != 5*time.Minute {
-		t.Errorf("peers are held for %s, the kernel is audited every %s", c.node.PeerGrace, c.node.AuditEvery)
+	if c.Node.PeerGrace != 5*time.Minute || c.Node.AuditEvery != 5*time.Minute {
+		t.Errorf("peers are held for %s, the kernel is audited every %s", c.Node.PeerGrace, c.Node.AuditEvery)
 	}
-	if c.etcd.Prefix != "/coreos.com/network" || c.etcd.LeaseTTL != 24*time.Hour || c.etcd.Endpoints[0] != "http://127.0.0.1:2379" {
-		t.Errorf("etcd: %v, TTL %s", c.etcd, c.etcd.LeaseTTL)
+	if c.Etcd.Prefix != "/coreos.com/network" || c.Etcd.LeaseTTL != 24*time.Hour || c.Etcd.Endpoints[0] != "http://127.0.0.1:2379" {
+		t.Errorf("etcd: %v, TTL %s", c.Etcd, c.Etcd.LeaseTTL)
 	}
 }
 
@@ -39,10 +39,10 @@ func TestEveryFlagHasAnEnvironmentVariable(t *testing.T) {
 		"iface":          {"eth1,eth2", "[eth1,eth2]"}, "iface-regex": {"^eth[12],?$", `["^eth[12],?$"]`},
 		"ip-masq": {"true", "true"}, "non-masquerade-cidrs": {"192.0.2.0/24,2001:db8::/32", "[192.0.2.0/24,2001:db8::/32]"},
 		"guard": {"off", "off"}, "tx-checksum": {"off", "off"}, "iptables-forward-rules": {"false", "false"}, "iptables-resync": {"5", "5"}, "lease-ttl": {"2h", "2h0m0s"}, "peer-grace": {"7m", "7m0s"},
-		"healthz-port": {"8285", "8285"},
-		"audit-every":  {"2m", "2m0s"}, "version": {"", ""},
+		"healthz-port": {"8285", "8285"}, "echo-port": {"9000", "9000"}, "probe-interval": {"45s", "45s"},
+		"audit-every": {"2m", "2m0s"}, "version": {"", ""},
 	}
-	flags, _ := newFlags()
+	flags, _ := Flags()
 	flags.VisitAll(func(f *pflag.Flag) {
 		value := values[f.Name]
 		if value == [2]string{} {
@@ -53,11 +53,11 @@ func TestEveryFlagHasAnEnvironmentVariable(t *testing.T) {
 		}
 		name := "RIPSTOPD_" + strings.ToUpper(strings.ReplaceAll(f.Name, "-", "_"))
 		t.Setenv(name, value[0])
-		fresh, _ := newFlags()
+		fresh, _ := Flags()
 		if err := fresh.Parse(nil); err != nil {
 			t.Fatal(err)
 		}
-		if err := settings.FromEnvironment(fresh, envPrefix); err != nil {
+		if err := settings.FromEnvironment(fresh, EnvPrefix); err != nil {
 			t.Fatal(err)
 		}
 		if got := fresh.Lookup(f.Name).Value.String(); got != value[1] {
@@ -69,9 +69,9 @@ func TestEveryFlagHasAnEnvironmentVariable(t *testing.T) {
 	})
 	t.Setenv("RIPSTOPD_IFACE", "eth7")
 	t.Setenv("RIPSTOPD_NODE_NAME", "env")
-	c, err := parse([]string{"--node-name", "line"})
-	if err != nil || !slices.Equal(c.node.Underlay.Ifaces, []string{"eth7"}) || c.node.Name != "line" {
-		t.Errorf("got %+v, %v", c.node, err)
+	c, err := Parse([]string{"--node-name", "line"})
+	if err != nil || !slices.Equal(c.Node.Underlay.Ifaces, []string{"eth7"}) || c.Node.Name != "line" {
+		t.Errorf("got %+v, %v", c.Node, err)
 	}
 }
 
@@ -110,7 +110,7 @@ func TestParseRefusesWithWhatToDo(t *testing.T) {
 		"--audit-every 1ms":                 "--audit-every: 1ms is less than 1s",
 		"--etcd-username root --etcd-password hunter2 --etcd-password-file " + secret: "give one of them",
 	} {
-		_, err := parse(strings.Fields(args))
+		_, err := Parse(strings.Fields(args))
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: got %v, want %q", args, err, want)
 		}
@@ -118,9 +118,9 @@ func TestParseRefusesWithWhatToDo(t *testing.T) {
 			t.Errorf("%s: the password is in the error: %v", args, err)
 		}
 	}
-	c, err := parse([]string{"--etcd-username", "root", "--etcd-password-file", secret, "--public-ip", "203.0.113.7"})
-	if err != nil || c.etcd.Password != "hunter2" || c.node.Underlay.PublicIP[subnet.V4].String() != "203.0.113.7" {
-		t.Errorf("got %v, %v", c.etcd, err)
+	c, err := Parse([]string{"--etcd-username", "root", "--etcd-password-file", secret, "--public-ip", "203.0.113.7"})
+	if err != nil || c.Etcd.Password != "hunter2" || c.Node.Underlay.PublicIP[subnet.V4].String() != "203.0.113.7" {
+		t.Errorf("got %v, %v", c.Etcd, err)
 	}
 }
 
@@ -146,9 +146,9 @@ func TestListen(t *testing.T) {
 		{[]string{"--healthz-port=1", "--healthz-ip=x"}, "", "--healthz-ip"},
 		{[]string{"--healthz-port=1", "--listen=:1"}, "", "give one of them"},
 	} {
-		c, err := parse(tc.args)
-		if c.node.Listen != tc.want || (err == nil) != (tc.fail == "") || err != nil && !strings.Contains(err.Error(), tc.fail) {
-			t.Errorf("%v: %q, %v", tc.args, c.node.Listen, err)
+		c, err := Parse(tc.args)
+		if c.Node.Listen != tc.want || (err == nil) != (tc.fail == "") || err != nil && !strings.Contains(err.Error(), tc.fail) {
+			t.Errorf("%v: %q, %v", tc.args, c.Node.Listen, err)
 		}
 	}
 }
