@@ -30,6 +30,8 @@ var both = map[string]string{
 	"/usr/share/bash-completion/completions/ripstop":       "-rw-r--r--",
 	"/usr/share/doc/ripstop/copyright":                     "-rw-r--r--",
 	"/usr/share/doc/ripstop/docker.service.d/ripstop.conf": "-rw-r--r--",
+	"/usr/share/doc/ripstop/prometheus/board.json":         "-rw-r--r--",
+	"/usr/share/doc/ripstop/prometheus/ripstop.rules.yml":  "-rw-r--r--",
 	"/usr/share/fish/vendor_completions.d/ripstop.fish":    "-rw-r--r--",
 }
 
@@ -90,6 +92,72 @@ func TestRealPackages(t *testing.T) {
 		t.Errorf(".rpm's configuration files that are not replaced: %v", conf)
 	}
 	comesAndGoes(t, deb)
+	comesAndGoesAsRPM(t, rpm)
+}
+
+// comesAndGoesAsRPM installs, upgrades and removes the .rpm in a fresh root by the real
+// rpm, which then has nothing to say against a single file. Its scripts want a shell in
+// that root, and a static busybox is one.
+func comesAndGoesAsRPM(t *testing.T, path string) {
+	t.Helper()
+	root := t.TempDir()
+	busybox, err := os.ReadFile("/bin/busybox")
+	if err == nil {
+		err = os.Mkdir(filepath.Join(root, "bin"), 0o755)
+	}
+	for _, name := range []string{"sh", "["} {
+		if err == nil {
+			err = os.WriteFile(filepath.Join(root, "bin", name), busybox, 0o755)
+		}
+	}
+	if err != nil {
+		t.Fatalf("the package busybox-static is needed: %v", err)
+	}
+	rpm := func(args ...string) string {
+		t.Helper()
+		return run(t, "rpm", append([]string{"--root=" + root, "--dbpath=/var/lib/rpm"}, args...)...)
+	}
+	rpm("--initdb")
+	before := tree(t, root)
+	// This machine's rpm knows of no other packages, and so of no shell.
+	rpm("--install", "--nodeps", path)
+	if said := rpm("--verify", "--nodeps", "ripstop"); said != "" {
+		t.Errorf("rpm finds the files changed: %s", said)
+	}
+	if out := run(t, filepath.Join(root, "usr/bin/ripstopd"), "--version"); !strings.HasPrefix(out, "ripstopd ") {
+		t.Errorf("ripstopd says %s", out)
+	}
+	settings := filepath.Join(root, "etc/ripstop/ripstopd.env")
+	const mine = "RIPSTOPD_IFACE=eth1\n"
+	if err := os.WriteFile(settings, []byte(mine), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	rpm("--upgrade", "--force", "--nodeps", path)
+	if text, err := os.ReadFile(settings); err != nil || string(text) != mine {
+		t.Errorf("after an upgrade the settings are %s: %v", text, err)
+	}
+	rpm("--erase", "--nodeps", "ripstop")
+	left := slices.DeleteFunc(tree(t, root), func(p string) bool { return slices.Contains(before, p) })
+	// rpm keeps settings that were changed, under a name that says so.
+	if want := []string{"etc", "etc/ripstop", "etc/ripstop/ripstopd.env.rpmsave"}; !onlyFolders(t, root, left, want) {
+		t.Errorf("left behind: %v", left)
+	}
+}
+
+// onlyFolders tells whether what is left are the wanted paths and folders that are no
+// package's.
+func onlyFolders(t *testing.T, root string, left, want []string) bool {
+	t.Helper()
+	for _, p := range left {
+		info, err := os.Stat(filepath.Join(root, p))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !info.IsDir() && !slices.Contains(want, p) {
+			return false
+		}
+	}
+	return slices.Contains(left, want[len(want)-1])
 }
 
 func comesAndGoes(t *testing.T, deb string) {
@@ -131,11 +199,11 @@ func comesAndGoes(t *testing.T, deb string) {
 	}
 }
 
-// tree lists the files and folders, those of dpkg's own apart.
+// tree lists the files and folders, those of dpkg's and rpm's own apart.
 func tree(t *testing.T, root string) (paths []string) {
 	t.Helper()
 	err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
-		if d != nil && d.IsDir() && path == filepath.Join(root, "var/lib/dpkg") {
+		if d != nil && d.IsDir() && (path == filepath.Join(root, "var/lib/dpkg") || path == filepath.Join(root, "var/lib/rpm")) {
 			return fs.SkipDir
 		}
 		rel, _ := filepath.Rel(root, path)
