@@ -39,6 +39,7 @@ type sight struct {
 	mu      sync.Mutex
 	changes []subnet.Change // But for empty ones.
 	signs   int             // How many were empty.
+	upTo    int64           // The revision up to which all that became of records was told.
 	mirror  *subnet.Mirror
 	records map[string]int64 // Those told of, with the revisions of their last writes.
 }
@@ -76,6 +77,7 @@ func (o *sight) hear(c subnet.Change) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.mirror.Apply(time.Now(), c)
+	o.upTo = c.Revision
 	if c.Empty() {
 		o.signs++
 		return
@@ -111,7 +113,19 @@ func (o *sight) caughtUp() {
 	})
 }
 
-// checked waits until the store was looked at for another time.
+// toldUpTo waits until all that became of records up to a revision is told. It must be
+// one that a watch of records comes to: that of a record, or of a compaction.
+func (o *sight) toldUpTo(revision int64) {
+	o.t.Helper()
+	eventually(o.t, fmt.Sprintf("what became of records up to revision %d", revision), func() bool {
+		o.mu.Lock()
+		defer o.mu.Unlock()
+		return o.upTo >= revision
+	})
+}
+
+// checked waits until the store was looked at for another time. That says nothing of the
+// watches, which come back by themselves.
 func (o *sight) checked() {
 	o.t.Helper()
 	count := func() int {
@@ -203,12 +217,16 @@ func (o *sight) elsewhere(n int) {
 	}
 }
 
-func (o *sight) compact() {
+// compact has etcd forget all that was written before, and tells as of which revision:
+// a watch that is cut off can't go on from where it was, whatever it had heard.
+func (o *sight) compact() int64 {
 	o.t.Helper()
+	o.elsewhere(1) // A watch that has heard all goes on from here.
 	resp, err := o.hand.c.Put(o.t.Context(), "/elsewhere", "")
 	o.must(err)
 	_, err = o.hand.c.Compact(o.t.Context(), resp.Header.Revision)
 	o.must(err)
+	return resp.Header.Revision
 }
 
 func (o *sight) must(err error) {

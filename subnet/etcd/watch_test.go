@@ -307,10 +307,9 @@ func TestOnlyNewRecordsAreRead(t *testing.T) {
 				before := o.soFar()
 				o.link.Cut(true)
 				meanwhile(o)
-				o.compact()
+				revision := o.compact()
 				o.link.Cut(false)
-				o.caughtUp()
-				o.checked()
+				o.toldUpTo(revision)
 				var told []string
 				for _, c := range o.since(before) {
 					if c.Whole {
