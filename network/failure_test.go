@@ -254,7 +254,7 @@ func TestStartWhileTheStoreIsAway(t *testing.T) {
 			}
 			third := r.join(3)
 			r.eventually("it follows", func() bool { return r.reaches(third) && r.reaches(second) })
-			if n := len(r.logs.FilterMessage("store is away: starting with what was saved").All()); n != 1 {
+			if n := len(r.logs.FilterMessage("starting with what was saved").All()); n != 1 {
 				t.Errorf("said %d times: %v", n, r.logs.All())
 			}
 		})

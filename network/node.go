@@ -112,6 +112,7 @@ type Node struct {
 	tracker status.Tracker
 	sight   *sight
 	place   place
+	serving atomic.Bool   // Pods use what it has set up: what the store refuses no longer ends it.
 	trouble atomic.Uint32 // What peers are told that ask, a probe.Trouble.
 
 	mu sync.Mutex
@@ -277,22 +278,26 @@ func (n *Node) run(ctx context.Context) error {
 }
 
 // settleIn makes a node that starts known and claims its lease, or finds that the one
-// that it had will do. It returns errMoved where the node is not where it was chosen
+// that it had will do, also where the store refuses to write. It returns errMoved where the node is not where it was chosen
 // to be by then.
 func (n *Node) settleIn(ctx context.Context, p *prepared) (subnet.Lease, error) {
 	lease, err := n.arrive(ctx, p, nil, true)
 	req := p.request
 	req.Seen = p.recent()
 	p.listing = nil // It is large.
-	if errors.Is(err, errEarlierLife) {
-		n.log.Info("coming up with the lease that this machine had, which the store has still", zap.Stringer("subnets", lease.Subnets))
+	if err == nil {
+		had := lease
+		lease, err = n.claimWhere(ctx, p.config, req, nil, func() error { return n.stillThere(ctx, p) })
+		if errors.Is(err, subnet.ErrRefused) && had.Subnets != (subnet.Subnets{}) {
+			lease, err = had, fmt.Errorf("%w: %w", errStanding, err)
+		}
+	}
+	if errors.Is(err, errStanding) {
+		n.log.Info("coming up with the lease that this machine had, which the store has still", zap.Stringer("subnets", lease.Subnets), zap.Error(err))
 		p.unclaimed = true
 		return lease, nil
 	}
-	if err != nil {
-		return lease, err
-	}
-	return n.claimWhere(ctx, p.config, req, nil, func() error { return n.stillThere(ctx, p) })
+	return lease, err
 }
 
 // prepared is what a node knows before it claims its lease.
@@ -408,7 +413,8 @@ func parseConfig(text []byte) (c chosenConfig, err error) {
 // unless the config that this node last worked with is there to go on with; that
 // serves also where the store has none, as after a wipe, if the node's lease
 // cannot have run out. Where the store does not answer within the patience and the
-// saved snapshot can stand in for it, that is what it returns, and alone.
+// saved snapshot can stand in for it, that is what it returns, and alone; nor does it
+// end then where the store refuses.
 func (n *Node) config(ctx context.Context, saved *snapshot, patience time.Duration) (c chosenConfig, alone bool, err error) {
 	limited := ctx
 	var old chosenConfig
@@ -420,11 +426,17 @@ func (n *Node) config(ctx context.Context, saved *snapshot, patience time.Durati
 			defer cancel()
 		}
 	}
+	var last error // What the store said: the end of the patience tells nothing.
 	err = n.until(limited, "network config", nil, func() error {
 		seen, err := n.store.List(limited)
+		if err != nil && limited.Err() == nil || last == nil {
+			last = err
+		}
 		switch {
 		case err != nil && saved != nil && unfit != nil && ctx.Err() == nil && !errors.Is(err, subnet.ErrRefused):
 			return fmt.Errorf("%w; what was saved cannot stand in for it: %w", err, unfit)
+		case err != nil && unfit == nil:
+			return passing(err)
 		case err != nil:
 			return err
 		case seen.Config == nil && unfit == nil:
@@ -452,7 +464,7 @@ func (n *Node) config(ctx context.Context, saved *snapshot, patience time.Durati
 		return nil
 	})
 	if err != nil && unfit == nil && ctx.Err() == nil && limited.Err() != nil {
-		n.log.Warn("store is away: starting with what was saved", saved.fields()...)
+		n.log.Warn("starting with what was saved", append(saved.fields(), zap.Error(last))...)
 		return old, true, nil
 	}
 	return c, false, err
@@ -488,6 +500,7 @@ func (n *Node) underlay(ctx context.Context, families []subnet.Family) (choice s
 
 // serve holds the lease and keeps the kernel as the store wants it.
 func (n *Node) serve(ctx context.Context, p prepared, lease subnet.Lease) error {
+	n.serving.Store(true)
 	if err := n.takeOver(ctx, &p); err != nil {
 		return err
 	}

@@ -25,8 +25,9 @@ const settleTime = subnet.PresenceRenewal + 3*time.Second
 // What the wait of a start is for.
 const waitForName = "this node's name and address"
 
-// errEarlierLife says that the node may come up while it waits to be known.
-var errEarlierLife = errors.New("its earlier life is still known")
+// errStanding says that the node may come up with the lease that it had, while it waits
+// to be known and for the right to write.
+var errStanding = errors.New("its lease stands")
 
 // arrival is a start's way to being known as living.
 type arrival struct {
@@ -38,7 +39,7 @@ type arrival struct {
 	// unknown is when nobody was found under the node's name.
 	unknown time.Time
 	// early says that the node does not serve yet: it allows to end with
-	// errEarlierLife and with errMoved.
+	// errStanding and with errMoved.
 	early bool
 }
 
@@ -47,17 +48,22 @@ type arrival struct {
 //
 // What has the node's name and addresses is this machine's own earlier life, or a
 // clone with its very address. Where the store has the lease as this machine saved
-// it, and early is set, arrive then returns that lease and errEarlierLife: the node
+// it, and early is set, arrive then returns that lease and errStanding: the node
 // can come up with it meanwhile. Entries that say the same on two machines do no
-// harm beyond what their one address does.
+// harm beyond what their one address does. The same where the store refuses to make
+// the node known. Where the node is known, that lease comes back without an error, the
+// zero one where there is none.
 func (n *Node) arrive(ctx context.Context, p *prepared, kick <-chan struct{}, early bool) (subnet.Lease, error) {
 	a := &arrival{n: n, p: p, early: early}
 	err := n.untilWithin(ctx, twinWait, waitForName, kick, func() error { return a.try(ctx) })
-	if errors.Is(err, errEarlierLife) {
-		lease, _ := a.standing()
-		return lease, err
+	if err != nil && !errors.Is(err, errStanding) {
+		return subnet.Lease{}, err
 	}
-	return subnet.Lease{}, err
+	lease, ok := a.standing()
+	if !ok {
+		lease = subnet.Lease{}
+	}
+	return lease, err
 }
 
 func (a *arrival) try(ctx context.Context) error {
@@ -70,17 +76,17 @@ func (a *arrival) try(ctx context.Context) error {
 	at, _ := n.place.now() // It may have moved since it was last tried.
 	a.p.living, a.p.request = at.living(a.p.living), at.request(a.p.request)
 	living := a.p.living
+	if a.records == nil {
+		a.records = a.p.recent()
+	}
 	first, known, err := n.presence.Known(ctx, living)
 	if err != nil {
 		a.unknown = time.Time{} // Nobody could come back while the store was away.
-		return err
+		return a.judge(err)
 	}
 	if known && first.Token == living.Token { // The daemon alone was started again.
 		a.p.presence, err = n.presence.Appear(ctx, living)
 		return a.judge(err)
-	}
-	if a.records == nil {
-		a.records = a.p.recent()
 	}
 	if a.records == nil {
 		seen, err := n.store.List(ctx)
@@ -125,16 +131,15 @@ func (a *arrival) settle(first subnet.Living, known bool, moved subnet.Lease) er
 func (a *arrival) judge(err error) error {
 	var twin *subnet.TwinError
 	switch {
-	case !errors.As(err, &twin):
-		return err
-	case twin.Lives:
+	case errors.As(err, &twin) && twin.Lives:
 		return final(err)
-	}
-	if !a.early || twin.First.Node != a.p.living.Node || twin.First.Addresses != a.p.living.Addresses {
+	case !a.early,
+		twin == nil && !errors.Is(err, subnet.ErrRefused),
+		twin != nil && (twin.First.Node != a.p.living.Node || twin.First.Addresses != a.p.living.Addresses):
 		return err
 	}
 	if _, ok := a.standing(); ok {
-		return final(fmt.Errorf("%w: %w", errEarlierLife, err))
+		return final(fmt.Errorf("%w: %w", errStanding, err))
 	}
 	return err
 }

@@ -21,9 +21,14 @@ const (
 // final marks an error that waiting does not mend.
 func final(err error) error { return backoff.Permanent(err) }
 
+// passing makes of an error one that is waited for even if it is a refusal.
+func passing(err error) error { return errors.New(err.Error()) }
+
 // until tries until it succeeds, saying once why it waits and once that it has
-// what it waited for. It gives up on what does not pass by itself. Where kick,
-// which may be nil, has something, it tries at once.
+// what it waited for. It gives up on what does not pass by itself; that the store
+// refuses is such a thing for a node that starts, and passes for one that serves:
+// its pods are not to pay for a right that was taken away. Where kick, which may be
+// nil, has something, it tries at once.
 func (n *Node) until(ctx context.Context, what string, kick <-chan struct{}, try func() error) error {
 	return n.untilWithin(ctx, longestWait, what, kick, try)
 }
@@ -47,7 +52,7 @@ func (n *Node) untilWithin(ctx context.Context, longest time.Duration, what stri
 			return fmt.Errorf("%s: %w", what, context.Cause(ctx))
 		case errors.As(err, &given):
 			return fmt.Errorf("%s: %w", what, given.Unwrap())
-		case errors.Is(err, subnet.ErrRefused):
+		case errors.Is(err, subnet.ErrRefused) && !n.serving.Load():
 			return fmt.Errorf("%s: %w", what, err)
 		case err.Error() != said:
 			said = err.Error()

@@ -51,8 +51,8 @@ type Store interface {
 	// Watch calls to with a whole listing first and then with every change in
 	// order, from the same goroutine, until ctx ends; then it returns nil. On
 	// any doubt whether a change was missed it gives a whole listing again, and
-	// says so if the store is not the one of the listing before. It returns an
-	// error only where the store refuses the first listing.
+	// says so if the store is not the one of the listing before. It rides out what
+	// the store refuses too: rights may come back.
 	//
 	// Now and then, and when the store is back after it was away, it gives an
 	// empty change: the store has answered and there is no news.

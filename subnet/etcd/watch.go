@@ -3,7 +3,6 @@ package etcd
 import (
 	"context"
 	"errors"
-	"fmt"
 	"iter"
 	"sync"
 	"time"
@@ -38,9 +37,8 @@ var errAudit = errors.New("time for an audit")
 // back misses nothing. Where etcd has compacted what happened in between, what is new
 // is read if no record has gone; else comes a listing.
 //
-// Only the first listing can be refused. Later a refusal counts as an outage:
-// rights may come back, as they do when a member of etcd catches up with the
-// others, and until then the network goes on as it is.
+// A refusal counts as an outage: rights may come back, as they do when a member of
+// etcd catches up with the others, and until then the network goes on as it is.
 func (s *Store) Watch(ctx context.Context, to func(subnet.Change)) error {
 	out := newOutage(s.log, "watch")
 	s.watching.Store(out)
@@ -75,8 +73,6 @@ func (s *Store) Watch(ctx context.Context, to func(subnet.Change)) error {
 			return nil
 		case !errors.Is(err, subnet.ErrRefused):
 			out.lost(func() error { return err })
-		case seen.get().epoch == "":
-			return fmt.Errorf("watch %s: %w", s.opts.Prefix, err)
 		default:
 			out.refuse(err)
 		}

@@ -27,6 +27,7 @@ type Memory struct {
 	away     bool
 	outage   subnet.Outage
 	refuses  bool
+	readOnly bool // It refuses to write.
 	watches  map[*watch]struct{}
 	sign     time.Duration
 	renew    time.Duration
@@ -99,6 +100,17 @@ func (m *Memory) check(ctx context.Context) error {
 	return nil
 }
 
+// checkWrite is check for what writes.
+func (m *Memory) checkWrite(ctx context.Context) error {
+	if err := m.check(ctx); err != nil {
+		return err
+	}
+	if m.readOnly {
+		return subnet.ErrRefused
+	}
+	return nil
+}
+
 func (m *Memory) list() subnet.Listing {
 	l := subnet.Listing{Revision: m.revision, Epoch: fmt.Sprint("epoch ", m.epoch), Config: slices.Clone(m.config)}
 	for _, key := range slices.Sorted(maps.Keys(m.records)) {
@@ -122,7 +134,7 @@ func (m *Memory) Write(ctx context.Context, l subnet.Lease) (subnet.Lease, error
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	key := l.Subnets.Key()
-	err := m.check(ctx)
+	err := m.checkWrite(ctx)
 	old, there := m.records[key]
 	switch {
 	case err != nil:
@@ -189,7 +201,7 @@ func (m *Memory) Hold(ctx context.Context, l subnet.Lease, alive func(until time
 	for {
 		m.mu.Lock()
 		r, there := m.records[key]
-		away, changed := m.away || m.refuses, m.changed
+		away, changed := m.away, m.changed
 		m.mu.Unlock()
 		if ctx.Err() != nil {
 			return nil
@@ -231,14 +243,11 @@ func (m *Memory) Watch(ctx context.Context, to func(subnet.Change)) error {
 	defer sign.Stop()
 	for ctx.Err() == nil {
 		m.mu.Lock()
-		next, refused, changed := m.next(w)
+		next, changed := m.next(w)
 		quiet := subnet.Change{Revision: m.revision}
 		away := m.away
 		m.mu.Unlock()
-		switch {
-		case refused:
-			return fmt.Errorf("watch: %w", subnet.ErrRefused)
-		case next != nil:
+		if next != nil {
 			to(*next)
 			continue
 		}
@@ -254,24 +263,22 @@ func (m *Memory) Watch(ctx context.Context, to func(subnet.Change)) error {
 	return nil
 }
 
-// next takes what a watch is to deliver now, nil for nothing. Only the first
-// listing can be refused.
-func (m *Memory) next(w *watch) (c *subnet.Change, refused bool, changed <-chan struct{}) {
+// next takes what a watch is to deliver now, nil for nothing.
+func (m *Memory) next(w *watch) (c *subnet.Change, changed <-chan struct{}) {
 	switch {
 	case m.away:
 	case w.relist && m.refuses:
-		return nil, !w.told, m.changed
 	case w.relist:
 		whole := m.list().Whole()
 		whole.Different = w.different
 		*w = watch{told: true}
-		return &whole, false, nil
+		return &whole, nil
 	case len(w.queue) > 0:
 		first := w.queue[0]
 		w.queue = w.queue[1:]
-		return &first, false, nil
+		return &first, nil
 	}
-	return nil, false, m.changed
+	return nil, m.changed
 }
 
 // Put writes a raw record as another's hand does, on a lease of its own or on none.
@@ -347,11 +354,20 @@ func (m *Memory) Away(away bool) {
 }
 
 // Refuse makes calls fail with [subnet.ErrRefused], or ends that. A watch that
-// has its listing goes on.
+// has its listing goes on, and so does what keeps a lease alive: for that no right is
+// asked.
 func (m *Memory) Refuse(refuse bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.refuses = refuse
+	m.broadcast()
+}
+
+// RefuseWrites makes Write and Appear alone fail with [subnet.ErrRefused], or ends that.
+func (m *Memory) RefuseWrites(refuse bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.readOnly = refuse
 	m.broadcast()
 }
 

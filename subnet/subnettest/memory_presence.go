@@ -28,7 +28,7 @@ type sighting struct {
 func (m *Memory) Appear(ctx context.Context, n subnet.Living) (int64, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	err := m.check(ctx)
+	err := m.checkWrite(ctx)
 	if id, twin := m.twin(n); err == nil && twin != nil {
 		now := sighting{twin.First.Token, id, m.living[id].signs}
 		// The first look is remembered: one sign after it proves life for good.
@@ -91,7 +91,7 @@ func (m *Memory) Stay(ctx context.Context, id int64) error {
 	for {
 		m.mu.Lock()
 		known, there := m.living[id]
-		away, changed := m.away || m.refuses, m.changed
+		away, changed := m.away, m.changed
 		if ctx.Err() != nil {
 			m.mu.Unlock()
 			return nil
