@@ -57,7 +57,7 @@ func (s *Store) refusal(err error) string {
 		{rpctypes.ErrAuthFailed, "wrong user or password: check --etcd-username and --etcd-password-file"},
 		{rpctypes.ErrUserEmpty, "etcd asks for a user: set --etcd-username and --etcd-password-file"},
 		{rpctypes.ErrUserNotFound, "etcd does not know the user: check --etcd-username"},
-		{rpctypes.ErrPermissionDenied, s.who() + " lacks rights: grant it readwrite on the prefix " + s.opts.Prefix + "/"},
+		{rpctypes.ErrPermissionDenied, s.who() + " lacks rights: grant it readwrite on the prefix " + s.opts.Prefix + "/, or the least that Documentation/security.md names"},
 	} {
 		if errors.Is(err, r.err) {
 			return r.advice
