@@ -47,9 +47,10 @@ demo: build
 	@if [ -t 0 ] && [ -t 1 ]; then exec bin/ripstop-lab up --nodes 3 --ip-family $(IP_FAMILY); \
 	else exec bin/ripstop-lab up --nodes 3 --ip-family $(IP_FAMILY) --once; fi
 
+# The lab has the longest tests, so it begins.
 test:
 	$(if $(RACE),,@echo "no C compiler: without the race detector")
-	go test $(RACE) -shuffle=on -timeout 40m ./...
+	go test $(RACE) -shuffle=on -timeout 40m ./network/lab ./...
 
 # Tests against programs of a distribution: iptables with its legacy variant, nft,
 # conntrack, the standard CNI plugins, systemd, strace, rpm and promtool (Debian's packages

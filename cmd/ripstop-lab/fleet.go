@@ -69,28 +69,11 @@ func measureFleet(ctx context.Context, out io.Writer, at *place, o fleetOptions)
 	case o.idle < 0:
 		return usageError{fmt.Errorf("--idle: %s is negative", o.idle)}
 	}
-	if err := checkFamilies(o.config, mode); err != nil {
-		return usageError{err}
-	}
-	if err := needRoot(); err != nil {
-		return err
-	}
-	daemon, err := findDaemon(o.daemon)
-	if err != nil {
-		return err
-	}
-	coming, err := ownState(mode)
-	if err != nil {
-		return err
-	}
-	release, err := at.take()
+	daemon, release, err := begin(at, mode, o.config, o.daemon)
 	if err != nil {
 		return err
 	}
 	defer release()
-	if err := at.writeState(coming); err != nil { // So that down finds it.
-		return err
-	}
 	progress := newProgress(out)
 	report, err := fleet.Run(ctx, fleet.Options{
 		Nodes: o.nodes, Joiners: o.joiners, Idle: o.idle,

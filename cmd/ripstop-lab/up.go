@@ -79,6 +79,32 @@ func checkFamilies(text string, mode lab.Mode) error {
 	return nil
 }
 
+// begin makes sure that a lab of that config can be brought up, and takes the place for
+// it until release is called. daemon is the path of ripstopd, given the one asked for.
+func begin(at *place, mode lab.Mode, config, given string) (daemon string, release func(), err error) {
+	if err := checkFamilies(config, mode); err != nil {
+		return "", nil, usageError{err}
+	}
+	if err := needRoot(); err != nil {
+		return "", nil, err
+	}
+	if daemon, err = findDaemon(given); err != nil {
+		return "", nil, err
+	}
+	coming, err := ownState(mode)
+	if err != nil {
+		return "", nil, err
+	}
+	if release, err = at.take(); err != nil {
+		return "", nil, err
+	}
+	if err := at.writeState(coming); err != nil { // So that down finds it from now on.
+		release()
+		return "", nil, err
+	}
+	return daemon, release, nil
+}
+
 // up is one lab's whole life.
 func up(ctx context.Context, out io.Writer, at *place, o upOptions) error {
 	mode, err := lab.ParseMode(o.family)
@@ -91,29 +117,11 @@ func up(ctx context.Context, out io.Writer, at *place, o upOptions) error {
 	if o.pods < 1 || o.pods > lab.MaxPods {
 		return usageError{fmt.Errorf("--pods: %d is outside 1 to %d", o.pods, lab.MaxPods)}
 	}
-	if err := checkFamilies(o.config, mode); err != nil {
-		return usageError{err}
-	}
-	if err := needRoot(); err != nil {
-		return err
-	}
-	daemon, err := findDaemon(o.daemon)
-	if err != nil {
-		return err
-	}
-	coming, err := ownState(mode)
-	if err != nil {
-		return err
-	}
-	release, err := at.take()
+	daemon, release, err := begin(at, mode, o.config, o.daemon)
 	if err != nil {
 		return err
 	}
 	defer release()
-
-	if err := at.writeState(coming); err != nil { // So that down finds it from now on.
-		return err
-	}
 	progress := newProgress(out)
 	began := time.Now()
 	l, err := lab.Start(ctx, lab.Options{

@@ -3,11 +3,8 @@ package bench
 import (
 	"context"
 	"encoding/binary"
-	"errors"
 	"fmt"
-	"os"
 	"sync"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -34,8 +31,7 @@ const listenerBuffer = 256 << 20
 
 // listener counts what the kernel announces in a namespace.
 type listener struct {
-	file *os.File
-	done chan struct{}
+	kernel *lab.Announcements
 	// device is the number of the one of which events count, where they name one.
 	device int
 
@@ -54,86 +50,39 @@ func listen(ns *lab.Namespace, groups ...int) (*listener, error) {
 	if err != nil {
 		return nil, fmt.Errorf("listen to the kernel in %s: %w", ns.Name(), err)
 	}
-	l := &listener{device: device, done: make(chan struct{}), news: make(chan struct{}), counts: map[event]int{}, last: map[event]time.Time{}}
-	err = ns.Do(func() error {
-		fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_ROUTE)
-		if err != nil {
-			return err
-		}
-		l.file = os.NewFile(uintptr(fd), "netlink")
-		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, listenerBuffer); err != nil {
-			return err
-		}
-		// A bind after the subscriptions would end them (netlink_bind).
-		if err := unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
-			return err
-		}
-		for _, g := range groups {
-			if err := unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_ADD_MEMBERSHIP, g); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
-	if err != nil {
-		if l.file != nil {
-			err = errors.Join(err, l.file.Close())
-		}
-		return nil, fmt.Errorf("listen to the kernel in %s: %w", ns.Name(), err)
-	}
-	go l.run()
-	return l, nil
+	l := &listener{device: device, news: make(chan struct{}), counts: map[event]int{}, last: map[event]time.Time{}}
+	l.kernel, err = lab.Hear(ns, listenerBuffer, groups, l.heard)
+	return l, err
 }
 
-func (l *listener) run() {
-	defer close(l.done)
-	buf := make([]byte, 64<<10)
-	for {
-		n, err := l.file.Read(buf)
-		at := time.Now()
-		switch {
-		case errors.Is(err, os.ErrClosed):
-			return
-		case errors.Is(err, syscall.EINTR):
-			continue
-		}
-		l.mu.Lock()
-		if err != nil {
-			l.err = fmt.Errorf("listen to the kernel: %w", err)
-		}
-		l.read(buf[:max(n, 0)], at)
-		close(l.news)
-		l.news = make(chan struct{})
-		failed := l.err != nil
-		l.mu.Unlock()
-		if failed {
-			return
-		}
+func (l *listener) heard(at time.Time, datagram []byte, err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.err = err
+	for typ, body := range lab.Messages(datagram) {
+		l.read(typ, body, at)
 	}
+	close(l.news)
+	l.news = make(chan struct{})
 }
 
-// read counts the messages of a datagram. Those about another device, such as
-// the underlay's neighbours, are not of this matter.
-func (l *listener) read(b []byte, at time.Time) {
+// read counts a message. Those about another device, such as the underlay's neighbours,
+// are not of this matter.
+func (l *listener) read(typ uint16, body []byte, at time.Time) {
 	const fixed = 8 // Of each kind of message at least.
-	for len(b) >= unix.SizeofNlMsghdr+fixed {
-		size := int(binary.NativeEndian.Uint32(b))
-		if size < unix.SizeofNlMsghdr+fixed || size > len(b) {
+	if len(body) < fixed {
+		return
+	}
+	e := event{typ, body[0]}
+	switch e.typ {
+	case unix.RTM_NEWROUTE, unix.RTM_DELROUTE, unix.RTM_NEWNEXTHOP, unix.RTM_DELNEXTHOP:
+	default: // All others begin with a family and have the device at 4.
+		if int(binary.NativeEndian.Uint32(body[4:])) != l.device {
 			return
 		}
-		e := event{binary.NativeEndian.Uint16(b[4:]), b[unix.SizeofNlMsghdr]}
-		switch e.typ {
-		case unix.RTM_NEWROUTE, unix.RTM_DELROUTE, unix.RTM_NEWNEXTHOP, unix.RTM_DELNEXTHOP:
-			l.counts[e]++
-			l.last[e] = at
-		default: // All others begin with a family and have the device at 4.
-			if int(binary.NativeEndian.Uint32(b[unix.SizeofNlMsghdr+4:])) == l.device {
-				l.counts[e]++
-				l.last[e] = at
-			}
-		}
-		b = b[min((size+3)&^3, len(b)):]
 	}
+	l.counts[e]++
+	l.last[e] = at
 }
 
 // count is how many events of a kind there were.
@@ -170,8 +119,4 @@ func (l *listener) await(ctx context.Context, e event, n int) (time.Time, error)
 	}
 }
 
-func (l *listener) close() error {
-	err := l.file.Close()
-	<-l.done
-	return err
-}
+func (l *listener) close() error { return l.kernel.Close() }

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
-	"os"
 	"sync"
 	"syscall"
 	"time"
@@ -24,9 +23,8 @@ const routesBuffer = 4 << 20
 
 // routes follows the kernel's routes of Ripstop's in one namespace.
 type routes struct {
-	ns   *lab.Namespace
-	file *os.File
-	done chan struct{}
+	ns     *lab.Namespace
+	kernel *lab.Announcements
 
 	mu sync.Mutex
 	// since has for each destination when its route was announced last.
@@ -36,69 +34,21 @@ type routes struct {
 
 // follow listens to a namespace that has no such routes yet.
 func follow(ns *lab.Namespace) (*routes, error) {
-	r := &routes{ns: ns, done: make(chan struct{}), since: map[netip.Prefix]time.Time{}}
-	err := ns.Do(func() error {
-		fd, err := socket(unix.SOCK_NONBLOCK)
-		if err != nil {
-			return err
-		}
-		r.file = os.NewFile(uintptr(fd), "netlink")
-		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, routesBuffer); err != nil {
-			return err
-		}
-		for _, g := range []int{unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE} {
-			if err := unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_ADD_MEMBERSHIP, g); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
-	if err != nil {
-		if r.file != nil {
-			err = errors.Join(err, r.file.Close())
-		}
-		return nil, fmt.Errorf("follow the routes of %s: %w", ns.Name(), err)
-	}
-	go r.run()
-	return r, nil
+	r := &routes{ns: ns, since: map[netip.Prefix]time.Time{}}
+	var err error
+	r.kernel, err = lab.Hear(ns, routesBuffer, []int{unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE}, r.heard)
+	return r, err
 }
 
-// socket opens a bound socket of rtnetlink in the calling thread's namespace.
-func socket(flags int) (int, error) {
-	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|flags, unix.NETLINK_ROUTE)
-	if err != nil {
-		return -1, err
-	}
-	if err := unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
-		return -1, errors.Join(err, unix.Close(fd))
-	}
-	return fd, nil
-}
-
-func (r *routes) run() {
-	defer close(r.done)
-	buf := make([]byte, 32<<10)
-	for {
-		n, err := r.file.Read(buf)
-		at := time.Now()
-		switch {
-		case errors.Is(err, os.ErrClosed):
-			return
-		case errors.Is(err, syscall.EINTR):
-			continue
-		}
-		r.mu.Lock()
-		for typ, body := range messages(buf[:max(n, 0)]) {
-			if to, ok := destination(body); ok && typ == unix.RTM_NEWROUTE {
-				r.since[to] = at
-			} else if ok && typ == unix.RTM_DELROUTE {
-				delete(r.since, to)
-			}
-		}
-		r.err = err
-		r.mu.Unlock()
-		if err != nil { // ENOBUFS also: what was lost is not known.
-			return
+func (r *routes) heard(at time.Time, datagram []byte, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.err = err
+	for typ, body := range lab.Messages(datagram) {
+		if to, ok := destination(body); ok && typ == unix.RTM_NEWROUTE {
+			r.since[to] = at
+		} else if ok && typ == unix.RTM_DELROUTE {
+			delete(r.since, to)
 		}
 	}
 }
@@ -122,24 +72,7 @@ func (r *routes) known(to []netip.Prefix) (last time.Time, missing int, err erro
 	return last, missing, err
 }
 
-func (r *routes) close() error {
-	err := r.file.Close()
-	<-r.done
-	return err
-}
-
-// messages are the types and bodies of a datagram's messages.
-func messages(b []byte) func(yield func(uint16, []byte) bool) {
-	return func(yield func(uint16, []byte) bool) {
-		for len(b) >= unix.SizeofNlMsghdr {
-			size := int(binary.NativeEndian.Uint32(b))
-			if size < unix.SizeofNlMsghdr || size > len(b) || !yield(binary.NativeEndian.Uint16(b[4:]), b[unix.SizeofNlMsghdr:size]) {
-				return
-			}
-			b = b[min((size+3)&^3, len(b)):]
-		}
-	}
-}
+func (r *routes) close() error { return r.kernel.Close() }
 
 // destination is where a route of Ripstop's leads to; false for any other's
 // (rtnetlink(7): struct rtmsg, then attributes).
@@ -170,7 +103,7 @@ const dumpLimit = 10 * time.Second
 func dump(ns *lab.Namespace) (map[netip.Prefix]bool, error) {
 	found := map[netip.Prefix]bool{}
 	err := ns.Do(func() error {
-		fd, err := socket(0)
+		fd, err := lab.Rtnetlink(0)
 		if err != nil {
 			return err
 		}
@@ -223,7 +156,7 @@ func dumpFamily(fd int, family byte) (map[netip.Prefix]bool, error) {
 			return nil, err
 		}
 		interrupted = interrupted || n >= unix.SizeofNlMsghdr && binary.NativeEndian.Uint16(buf[6:])&unix.NLM_F_DUMP_INTR != 0
-		for typ, body := range messages(buf[:n]) {
+		for typ, body := range lab.Messages(buf[:n]) {
 			switch typ {
 			case unix.NLMSG_DONE:
 				if interrupted {
