@@ -172,7 +172,7 @@ func historyOf(t *testing.T, c *clientv3.Client, prefix string) func() []history
 			if err != nil {
 				t.Fatalf("history: %v", err)
 			}
-		case <-time.After(10 * time.Second):
+		case <-time.After(time.Minute):
 			t.Fatal("the history does not come to its end")
 		}
 		return events

@@ -92,7 +92,7 @@ type hand struct {
 }
 
 func (h hand) ctx() (context.Context, context.CancelFunc) {
-	return context.WithTimeout(context.Background(), 10*time.Second)
+	return context.WithTimeout(context.Background(), time.Minute)
 }
 
 func (h hand) must(err error) {

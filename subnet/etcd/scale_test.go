@@ -26,7 +26,7 @@ func TestWatchBeginsWithTheLastListing(t *testing.T) {
 	after := testLease()
 	after.Node, after.Subnets[subnet.V4] = "n2", netip.MustParsePrefix("10.5.2.0/24")
 	after = mustWrite(t, s, after)
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	var changes []subnet.Change
 	if err := s.Watch(ctx, func(c subnet.Change) {

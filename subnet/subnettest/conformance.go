@@ -48,7 +48,7 @@ type Hand interface {
 }
 
 // patience is how long the suite waits for what must come.
-const patience = 20 * time.Second
+const patience = time.Minute
 
 // Conformance checks that a Store does what [subnet.Store] promises. It calls
 // open once for each case.

@@ -55,10 +55,11 @@ type Options struct {
 	Run func(*exec.Cmd) error
 }
 
-// Limits on waiting. A start takes a few hundred milliseconds.
+// Limits on waiting. A start takes a few hundred milliseconds, and many times that on a
+// machine that is busy with other tests.
 const (
-	startTimeout = 15 * time.Second
-	stopTimeout  = 10 * time.Second
+	startTimeout = time.Minute
+	stopTimeout  = 30 * time.Second
 	startTries   = 5
 )
 
