@@ -150,7 +150,7 @@ func (l *Loop) note(began time.Time) {
 
 // wanted is the entry that is wanted with an identity, or else the kernel's.
 func (l *Loop) wanted(id backend.Entry) backend.Entry {
-	if e, ok := l.ledger.Want().At(id); ok {
+	if e, ok := l.wantAt(id); ok {
 		return e
 	}
 	if l.have != nil {

@@ -43,9 +43,10 @@ type Loop struct {
 	// told is set by the first Update: before it nothing is known to be
 	// wanted, and an empty want would empty the kernel.
 	told bool
-	// careful says that what is wanted may lack peers: nothing of a peer's is
-	// taken away or changed.
+	// careful says that what is wanted may lack peers. found has what the first
+	// comparison since then found otherwise, by its identity; nil before it.
 	careful bool
+	found   map[backend.Entry]backend.Entry
 	// recompare asks for a whole comparison, at first and after being careful.
 	recompare bool
 	// keep are the subnets that Keep named last, letGo those that it named
@@ -126,19 +127,6 @@ func (l *Loop) Update(revision int64, release, owe []backend.Entry) {
 		}
 	}
 	l.told, l.revision = true, revision
-	l.mu.Unlock()
-	l.wake()
-}
-
-// SetCareful tells whether what is wanted is known by hearsay only, such as from
-// a snapshot that may be older than the kernel's state. Then entries of peers
-// are added, and none is replaced or deleted.
-func (l *Loop) SetCareful(careful bool) {
-	l.mu.Lock()
-	if l.careful && !careful {
-		l.recompare = true
-	}
-	l.careful = careful
 	l.mu.Unlock()
 	l.wake()
 }

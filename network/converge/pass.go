@@ -2,8 +2,6 @@ package converge
 
 import (
 	"context"
-	"maps"
-	"slices"
 	"time"
 
 	"go.uber.org/zap"
@@ -174,20 +172,7 @@ func (p *pass) plan() []backend.Op {
 	}
 	p.whole = p.letsGo() || p.whole || p.recompare
 	p.recompare = false
-	want := p.ledger.Want()
-	if p.whole {
-		return p.keeping(p.cautious(backend.Diff(p.have, want)))
-	}
-	return p.keeping(p.cautious(backend.Diff(p.have.Pick(maps.Keys(p.look)), want.Pick(maps.Keys(p.look)))))
-}
-
-// cautious leaves out, while the want may lack peers, what would take anything
-// of theirs away.
-func (p *pass) cautious(ops []backend.Op) []backend.Op {
-	if !p.careful {
-		return ops
-	}
-	return slices.DeleteFunc(ops, func(op backend.Op) bool { return op.Verb != backend.Add && op.Entry.Kind() > backend.KindAddress })
+	return p.keeping(p.differ())
 }
 
 // sift leaves out the ops that are not to be tried yet: what failed lately, and
@@ -314,7 +299,7 @@ func (p *pass) resolved(tried map[backend.Entry]struct{}, settle func(backend.En
 // gone, as it was to be. Else it is no longer wanted so.
 func (p *pass) made(id backend.Entry) bool {
 	p.mu.Lock()
-	want, wanted := p.ledger.Want().At(id)
+	want, wanted := p.wantAt(id)
 	p.mu.Unlock()
 	if wanted {
 		return p.have.Has(want)
