@@ -14,6 +14,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"golang.org/x/sys/unix"
 
+	"github.com/ripstop-net/ripstop/backend"
 	"github.com/ripstop-net/ripstop/network/doctor"
 	"github.com/ripstop-net/ripstop/network/status"
 	"github.com/ripstop-net/ripstop/subnet"
@@ -69,6 +70,7 @@ var suiteNamed = map[string]asked{
 	"restarts of the daemon, one in ten with etcd":                         {test: "TestDoctorFindsNothing", why: "a restart is no fault"},
 	"peer restarted at another address and back":                           {test: "TestDoctorNamesFaultsOfTheStore", row: "peer with another address and MAC"},
 	"etcd wiped, config written again":                                     {test: "TestDoctorNamesFaultsOfTheStore", row: "etcd wiped"},
+	"entry changed by hand after a start without etcd":                     {test: "TestDoctorNamesFaultsOfTheStore", row: "entry changed, etcd away"},
 	"device lost while etcd and daemon are away":                           {test: "TestDoctorNamesFaultsOfTheStore", row: "device lost, etcd away"},
 	"device deleted while etcd is away":                                    {test: "TestDoctorNamesFaultsOfTheStore", row: "device lost, etcd away"},
 	"rebooted while etcd is away":                                          {test: "TestDoctorNamesFaultsOfTheStore", row: "started without etcd"},
@@ -334,6 +336,7 @@ func storeIlls() []ill {
 		{"route and FDB entry deleted, etcd away", func(t *testing.T, l *Lab, h *Host) error {
 			return deleteEntries(func(e target) bool { return e.peer && (e.kind == "route" || e.kind == "fdb") })(t, l, h)
 		}, "entries", doctor.Failure, []string{"2 FDB entries, 2 routes are missing in the kernel: packets to node2 are lost"}, nil},
+		{"entry changed, etcd away", changeEntries(backend.KindNeighbour), "entries", doctor.Failure, []string{"2 neighbours are wrong in the kernel: packets to node2 are lost"}, nil},
 		{"device lost, etcd away", toDevices(func(n *netlink.Handle, v *netlink.Vxlan) error { return n.LinkDel(v) }), "device", doctor.Failure, []string{"device ripstop.1 is missing"}, nil},
 		{"started without etcd", func(t *testing.T, _ *Lab, h *Host) error {
 			return errors.Join(h.StartDaemon(), h.WaitReady(t.Context()))

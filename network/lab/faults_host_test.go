@@ -14,6 +14,8 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/ripstop-net/ripstop/backend"
+	"github.com/ripstop-net/ripstop/backend/kernel"
 	"github.com/ripstop-net/ripstop/backend/vxlan"
 	"github.com/ripstop-net/ripstop/network/envfile"
 	"github.com/ripstop-net/ripstop/network/status"
@@ -152,6 +154,55 @@ func deleteEntries(match func(target) bool) func(*testing.T, *Lab, *Host) error 
 		}
 		err = deleteNexthops(h.Namespace, func(p hop) bool { return match(target{"nexthop", of(p.gateway)}) })
 		return gone(err)
+	}
+}
+
+// changeEntries has the second host's FDB entries, its neighbours, or both say something
+// else, and adds as many that nobody wants.
+func changeEntries(kinds ...backend.Kind) func(*testing.T, *Lab, *Host) error {
+	return func(t *testing.T, l *Lab, h *Host) error {
+		peer := l.Hosts[1]
+		env, err := peer.Env()
+		if err != nil {
+			return err
+		}
+		k, err := kernel.OpenAt(h.Namespace.file, vxlan.OwnsDevice)
+		if err != nil {
+			return err
+		}
+		defer k.Close()
+		have, err := k.Dump(t.Context())
+		if err != nil {
+			return err
+		}
+		of := belongs(peer, env)
+		var ops []backend.Op
+		for _, kind := range kinds {
+			for e := range have.OfKind(kind) {
+				f := subnet.V4
+				if e.On() == vxlan.DeviceName(subnet.V6, vxlanVNI) {
+					f = subnet.V6
+				}
+				switch e := e.(type) {
+				case backend.FDB:
+					if of(e.Remote) {
+						strange := e
+						strange.MAC = strangers
+						ops = append(ops, backend.Op{Verb: backend.Replace, Entry: fdbElsewhere(e, f)}, backend.Op{Verb: backend.Add, Entry: strange})
+					}
+				case backend.Neighbour:
+					if of(e.IP) {
+						strange := e
+						strange.IP = another[f].Addr()
+						ops = append(ops, backend.Op{Verb: backend.Replace, Entry: neighbourElsewhere(e, f)}, backend.Op{Verb: backend.Add, Entry: strange})
+					}
+				}
+			}
+		}
+		if want := 2 * len(kinds) * len(l.Families()); len(ops) != want {
+			return fmt.Errorf("%d changes to make, want %d: %v", len(ops), want, ops)
+		}
+		return errors.Join(k.Apply(t.Context(), ops)...)
 	}
 }
 

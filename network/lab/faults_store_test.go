@@ -17,6 +17,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"golang.org/x/sys/unix"
 
+	"github.com/ripstop-net/ripstop/backend"
 	"github.com/ripstop-net/ripstop/network/status"
 	"github.com/ripstop-net/ripstop/subnet"
 )
@@ -59,6 +60,7 @@ var storeFaults = []storeFault{
 	{"own subnet taken by another meanwhile", allPeers, (*storeLab).taken, []sign{lossCounted, failed(status.LeaseHeld)}},
 	{"peer left while the daemon was down", nobody, (*storeLab).leftWhileDown, []sign{anotherDaemon, fewerPeers}},
 	{"daemon started while etcd is away", nobody, (*storeLab).startedWhileAway, []sign{anotherDaemon, fromSaved}},
+	{"entry changed by hand after a start without etcd", onePeer, (*storeLab).changedAfterStartWhileAway, []sign{anotherDaemon, fromSaved, driftCounted}},
 	{"device lost while etcd and daemon are away", allPeers, (*storeLab).deviceLostWhileAway, []sign{anotherDaemon, fromSaved, opsCounted}},
 	{"rebooted while etcd is away", allPeers, (*storeLab).rebootedWhileAway, []sign{anotherDaemon, fromSaved, opsCounted}},
 	{"snapshot torn or another program's at a start", nobody, (*storeLab).harmedSnapshot, []sign{anotherDaemon}},
@@ -425,6 +427,19 @@ func (l *storeLab) startedWhileAway(t *testing.T) (took time.Duration) {
 		t.Errorf("the kernel announced %d changes, the first is %s", len(heard), heard[0])
 	}
 	return took
+}
+
+// changedAfterStartWhileAway changes entries of the second host's, and adds some, when
+// the daemon has nothing to go by but what it saved and what it found.
+func (l *storeLab) changedAfterStartWhileAway(t *testing.T) (healed time.Duration) {
+	before := mustPicture(t, l.first)
+	l.away(t, func() {
+		l.must(t, l.first.RestartDaemon(t.Context(), unix.SIGKILL))
+		l.must(t, changeEntries(backend.KindFDB, backend.KindNeighbour)(t, l.Lab, l.first))
+		healed = l.until(t, l.heal, "the entries are as they were", func() bool { return looksLike(l.first, before) })
+	})
+	l.back(t)
+	return healed
 }
 
 func (l *storeLab) deviceLostWhileAway(t *testing.T) (took time.Duration) {
