@@ -87,7 +87,7 @@ var pathFaults = []pathFault{
 		loses(t, h, nftables.ChainHookInput, tunnelPort, mostUnderlay)
 	}, "path/mtu", doctor.Failure, []string{"the tunnel works, packets over LARGEST bytes vanish from node1 to PEER: path MTU LARGEST"}, nil},
 	{"its device has another MAC, and its daemon hangs", func(t *testing.T, _ *Lab, h *Host) {
-		signal(t, h, unix.SIGSTOP)
+		hang(t, h)
 		err := vxlans(h, func(n *netlink.Handle, v *netlink.Vxlan) error {
 			return n.LinkSetHardwareAddr(v, []byte{2, 0, 0, 0, 0, 9})
 		})
@@ -120,9 +120,6 @@ var pathFaults = []pathFault{
 		"PEER", "no sign of life in the store", "ping underlay", "ping overlay", "echo asked by underlay, answer by underlay: no ", "store: the daemon gives no sign of life",
 		"$ ip route get ADDRESS from ", "$ ip neighbour show to ADDRESS",
 	}, nil},
-	{"its underlay is down", func(t *testing.T, _ *Lab, h *Host) {
-		downUnderlay(t, h)
-	}, "path/underlay", doctor.Failure, []string{"PEER lives"}, nil},
 	{"another's rule drops pods' packets there", func(t *testing.T, _ *Lab, h *Host) {
 		c := nft(t, h.Namespace)
 		drop := nftables.ChainPolicyDrop
@@ -134,7 +131,7 @@ var pathFaults = []pathFault{
 			t.Fatal(err)
 		}
 		daemon := probeOf(t, h)
-		_, in := timeUntil(10*time.Second, func() bool {
+		_, in := timeUntil(30*time.Second, func() bool {
 			s, err := daemon.client.Status(t.Context())
 			return err == nil && len(s.Firewall.Findings) > 0
 		})
@@ -143,7 +140,7 @@ var pathFaults = []pathFault{
 		}
 	}, "path/peer", doctor.Warning, []string{"the daemon of PEER says that something is wrong there", "firewall rule"}, nil},
 	{"its guard does not know the node", func(t *testing.T, l *Lab, h *Host) {
-		signal(t, h, unix.SIGSTOP)
+		hang(t, h)
 		c := nft(t, h.Namespace)
 		for f, name := range guardSets {
 			a := l.Hosts[0].Address(subnet.Family(f))
@@ -155,6 +152,10 @@ var pathFaults = []pathFault{
 			t.Fatal(err)
 		}
 	}, "path/underlay", doctor.Failure, []string{"answers pings", "its guard drops both"}, nil},
+	// The last one: its signs of life in the store last a minute.
+	{"its underlay is down", func(t *testing.T, _ *Lab, h *Host) {
+		downUnderlay(t, h)
+	}, "path/underlay", doctor.Failure, []string{"PEER lives"}, nil},
 }
 
 // TestDoctorNamesWhatBreaksAPath: each of many peers has a fault of its own, and one run
@@ -349,15 +350,14 @@ func TestDoctorOfAPathWithoutTheStore(t *testing.T) {
 	}
 }
 
-func signal(t *testing.T, h *Host, sig unix.Signal) {
+// hang has a host's daemon do nothing more until the test ends, which waits for it.
+func hang(t *testing.T, h *Host) {
 	t.Helper()
 	pid := h.DaemonPID()
-	if err := unix.Kill(pid, sig); err != nil {
+	if err := standStill(pid); err != nil {
 		t.Fatal(err)
 	}
-	if sig == unix.SIGSTOP { // A test's end waits for it.
-		t.Cleanup(func() { _ = unix.Kill(pid, unix.SIGCONT) })
-	}
+	t.Cleanup(func() { _ = goOn(pid) })
 }
 
 func kill(t *testing.T, h *Host) {

@@ -115,7 +115,7 @@ func toDevicesIn(fn func(*netlink.Vxlan) error) func(*testing.T, *Lab, *Host) er
 // the daemon can.
 func remade(change func(v *netlink.Vxlan, lower int)) func(*testing.T, *Lab, *Host) error {
 	return func(_ *testing.T, _ *Lab, h *Host) error {
-		if err := unix.Kill(h.DaemonPID(), unix.SIGSTOP); err != nil {
+		if err := standStill(h.DaemonPID()); err != nil {
 			return err
 		}
 		err := vxlans(h, func(n *netlink.Handle, v *netlink.Vxlan) error {
@@ -135,7 +135,7 @@ func remade(change func(v *netlink.Vxlan, lower int)) func(*testing.T, *Lab, *Ho
 			}
 			return n.LinkSetUp(again)
 		})
-		return errors.Join(err, unix.Kill(h.DaemonPID(), unix.SIGCONT))
+		return errors.Join(err, goOn(h.DaemonPID()))
 	}
 }
 

@@ -33,9 +33,9 @@ func (l *storeLab) asleep(t *testing.T, wait bool, meanwhile func(was *mvccpb.Ke
 		defer func() { l.first.DaemonArgs = nil }()
 	}
 	was = l.record(l.first)
-	l.must(t, unix.Kill(l.first.DaemonPID(), unix.SIGSTOP))
+	l.must(t, standStill(l.first.DaemonPID()))
 	// Whatever becomes of the test, a daemon that is stopped cannot be ended.
-	defer func() { l.must(t, unix.Kill(l.first.DaemonPID(), unix.SIGCONT)) }()
+	defer func() { l.must(t, goOn(l.first.DaemonPID())) }()
 	if !wait {
 		_, err := l.store.Revoke(t.Context(), clientv3.LeaseID(was.Lease))
 		l.must(t, err)

@@ -8,8 +8,6 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/ripstop-net/ripstop/subnet"
 )
 
@@ -101,7 +99,7 @@ func TestMendedIsNotSoByItself(t *testing.T) {
 		if !undone() {
 			t.Errorf("%s: already before", f.name)
 		}
-		if err := unix.Kill(h.DaemonPID(), unix.SIGSTOP); err != nil {
+		if err := standStill(h.DaemonPID()); err != nil {
 			t.Fatal(err)
 		}
 		err := f.do.act(t, l, h)
@@ -109,7 +107,7 @@ func TestMendedIsNotSoByItself(t *testing.T) {
 		if err != nil || undone() {
 			t.Errorf("%s: it is so by itself (%v)", f.name, err)
 		}
-		if err := unix.Kill(h.DaemonPID(), unix.SIGCONT); err != nil {
+		if err := goOn(h.DaemonPID()); err != nil {
 			t.Fatal(err)
 		}
 		eventually(t, 10*time.Second, f.name+": mended", undone)

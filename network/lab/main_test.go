@@ -20,6 +20,7 @@ var daemonPath string
 func TestMain(m *testing.M) {
 	RunIfChild()
 	runIfDoomed()
+	runIfBusy()
 	runIfEtcdctl()
 	if unix.Geteuid() != 0 {
 		fmt.Println("the tests of network/lab make network namespaces: run them as root")

@@ -137,7 +137,7 @@ func endDaemon(sig unix.Signal) walkDeed {
 
 func stopDaemon(_ *walk, h *Host, _ *rand.Rand) (func() error, error) {
 	pid := h.DaemonPID()
-	return func() error { return unix.Kill(pid, unix.SIGCONT) }, unix.Kill(pid, unix.SIGSTOP)
+	return func() error { return goOn(pid) }, standStill(pid)
 }
 
 func killEtcd(w *walk, _ *Host, _ *rand.Rand) (func() error, error) {
@@ -265,7 +265,7 @@ func breakGhost(w *walk, _ *Host, _ *rand.Rand) (func() error, error) {
 // changeBehindItsBack has a daemon miss changes that it cannot be told of any
 // more: they are compacted when it comes back to a connection that is gone.
 func changeBehindItsBack(w *walk, h *Host, r *rand.Rand) (func() error, error) {
-	if err := unix.Kill(h.DaemonPID(), unix.SIGSTOP); err != nil {
+	if err := standStill(h.DaemonPID()); err != nil {
 		return nil, err
 	}
 	err := w.lab.Etcd.Kill()
@@ -278,7 +278,7 @@ func changeBehindItsBack(w *walk, h *Host, r *rand.Rand) (func() error, error) {
 	if err == nil {
 		err = w.compact()
 	}
-	return nil, errors.Join(err, unix.Kill(h.DaemonPID(), unix.SIGCONT))
+	return nil, errors.Join(err, goOn(h.DaemonPID()))
 }
 
 // deleteKinds deletes one, half or all of a host's entries of some kinds, of one
@@ -294,14 +294,14 @@ func deleteKinds(kinds ...backend.Kind) walkDeed {
 // deleteUnannounced has the daemon lose announcements, for its socket is full
 // when they come (ENOBUFS).
 func deleteUnannounced(w *walk, h *Host, r *rand.Rand) (func() error, error) {
-	if err := unix.Kill(h.DaemonPID(), unix.SIGSTOP); err != nil {
+	if err := standStill(h.DaemonPID()); err != nil {
 		return nil, err
 	}
 	err := flood(h.Namespace)
 	if err == nil {
 		_, err = deleteKinds(backend.KindFDB, backend.KindNeighbour, backend.KindNexthop, backend.KindRoute)(w, h, r)
 	}
-	return nil, errors.Join(err, unix.Kill(h.DaemonPID(), unix.SIGCONT))
+	return nil, errors.Join(err, goOn(h.DaemonPID()))
 }
 
 // flood makes more announcements than any socket takes: a route of another's is
