@@ -18,6 +18,8 @@ import (
 	"golang.org/x/net/ipv4"
 	"golang.org/x/net/ipv6"
 	"golang.org/x/sys/unix"
+
+	"github.com/ripstop-net/ripstop/network/neterror"
 )
 
 // Options shape an echo request.
@@ -29,7 +31,8 @@ type Options struct {
 	// than the MTU of the way out fails with EMSGSIZE.
 	DontFragment bool
 	// HearErrors has what hosts on the way say of a packet, and this one, told as the
-	// error of a receive: that there is no way, or that a packet is too large.
+	// error of a receive: that there is no way, or that a packet is too large. It is of
+	// packets to the address that the socket was opened for.
 	HearErrors bool
 	// Timeout is how long an answer is waited for; 0 takes one second.
 	Timeout time.Duration
@@ -55,7 +58,8 @@ var ErrNoAnswer = errors.New("no answer")
 // Once sends one echo request from the network namespace of the calling thread and
 // returns the time until the answer. A zero from leaves the source address to the
 // kernel. Where nothing comes back the error is [ErrNoAnswer]; where this host or one
-// on the way says why, that errno: EHOSTUNREACH, ENETUNREACH, EMSGSIZE.
+// on the way says why, that errno: EHOSTUNREACH, ENETUNREACH, EMSGSIZE; and with
+// HearErrors, where it was said by ICMP, a [neterror.Error].
 func Once(ctx context.Context, from, to netip.Addr, opts Options) (time.Duration, error) {
 	s, err := Open(ctx, from, to, opts)
 	if err != nil {
@@ -95,6 +99,8 @@ type Socket struct {
 	token  [8]byte
 	size   int
 	buffer []byte
+	to     netip.Addr
+	heard  bool // Something was in the queue of errors.
 }
 
 // Answer is one echo reply.
@@ -109,7 +115,7 @@ type Answer struct {
 // Open opens a socket of the family of to, in the network namespace of the
 // calling thread. A zero from leaves the source address to the kernel.
 func Open(ctx context.Context, from, to netip.Addr, opts Options) (*Socket, error) {
-	s := &Socket{opts: opts, v4: to.Is4(), size: max(opts.Size, leastEchoSize), buffer: make([]byte, 1<<16)}
+	s := &Socket{opts: opts, to: to, v4: to.Is4(), size: max(opts.Size, leastEchoSize), buffer: make([]byte, 1<<16)}
 	if opts.Size == 0 {
 		s.size = usualEchoSize
 	}
@@ -201,6 +207,40 @@ func hearErrors(c syscall.RawConn, v4, on bool) error {
 	return errors.Join(ctlErr, err)
 }
 
+// said makes of an errno of a receive what the queue of errors has: who says so. It is
+// nil where that is said to others: a socket that is not connected hears of what is sent
+// from its address by any, and an errno may come after its entry was taken (raw_err,
+// rawv6_err).
+func (s *Socket) said(err error) error {
+	var errno unix.Errno
+	if !s.opts.HearErrors || !errors.As(err, &errno) {
+		return err
+	}
+	raw, rawErr := s.conn.SyscallConn()
+	if rawErr != nil {
+		return err
+	}
+	var ours *neterror.Error
+	_ = raw.Control(func(fd uintptr) {
+		for ours == nil {
+			e, to, _, ok := neterror.Queue(int(fd), nil)
+			if !ok {
+				return
+			}
+			if s.heard = true; to.Addr() == s.to {
+				ours = &e
+			}
+		}
+	})
+	switch {
+	case ours != nil:
+		return ours
+	case s.heard:
+		return nil
+	}
+	return err
+}
+
 // Close lets go of the socket.
 func (s *Socket) Close() { _ = s.conn.Close() }
 
@@ -250,6 +290,9 @@ func (s *Socket) Receive(ctx context.Context, deadline time.Time) (Answer, error
 		case err != nil && ctx.Err() != nil:
 			return Answer{}, ctx.Err()
 		case err != nil:
+			if err = s.said(err); err == nil {
+				continue
+			}
 			return Answer{}, fmt.Errorf("receive the answer to a ping: %w", err)
 		}
 		m, err := icmp.ParseMessage(proto, s.buffer[:n])

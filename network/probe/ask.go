@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/ripstop-net/ripstop/network/neterror"
 	"github.com/ripstop-net/ripstop/subnet"
 )
 
@@ -55,34 +56,8 @@ type Answer struct {
 	Trouble Trouble
 }
 
-// NetworkError is what the network says in a peer's place: its kernel, a router's,
-// or this host's own.
-type NetworkError struct {
-	// Errno is what it comes to: ECONNREFUSED where the peer has nobody at the port,
-	// EHOSTUNREACH and ENETUNREACH where it cannot be reached, EMSGSIZE where the
-	// packet is too large, EPERM where a filter of this host's does not let it out,
-	// EACCES where one on the way says that it does not let it through.
-	Errno unix.Errno
-	// By is who says so by ICMP, the zero Addr where this host's kernel did without.
-	By netip.Addr
-	// MTU is the size that would pass, in bytes, where EMSGSIZE tells; else 0.
-	MTU int
-}
-
-// Error implements error.
-func (e *NetworkError) Error() string {
-	text := e.Errno.Error()
-	if e.MTU > 0 {
-		text = fmt.Sprintf("%s: MTU %d", text, e.MTU)
-	}
-	if e.By.IsValid() {
-		return fmt.Sprintf("%s says: %s", e.By, text)
-	}
-	return text
-}
-
-// Unwrap returns the errno.
-func (e *NetworkError) Unwrap() error { return e.Errno }
+// NetworkError is what the network says in a peer's place.
+type NetworkError = neterror.Error
 
 // ErrClosed is wrapped where an Asker was closed before the answer came.
 var ErrClosed = errors.New("asker is closed")

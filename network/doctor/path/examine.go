@@ -31,6 +31,9 @@ var (
 	ErrSilent = errors.New("no answer")
 	// ErrRefused means that the peer's host says that nobody listens there.
 	ErrRefused = errors.New("nobody listens there")
+	// ErrUnresolved means that this host has a way, and that whom it would hand the
+	// packet to, the peer's host or a router, does not answer on the link.
+	ErrUnresolved = errors.New("no answer to ARP or neighbour discovery")
 	// ErrUnreachable means that a host says that there is no way.
 	ErrUnreachable = errors.New("no way there")
 )
@@ -164,9 +167,9 @@ func repeat(ctx context.Context, times int, every time.Duration, ask func() (tim
 		case reply == Answered:
 			o.Back++
 			o.Reply, o.Detail = Answered, ""
-		case o.Reply != Answered && (o.Reply == Unasked || o.Reply == Silent):
+		case o.Reply != Answered && (o.Reply == Unasked || o.Reply == Silent || o.Reply == Unresolved && reply != Silent):
 			o.Reply = reply
-			if reply == Unreachable {
+			if reply == Unreachable || reply == Unresolved {
 				o.Detail = r.err.Error()
 			}
 		}
@@ -180,6 +183,8 @@ func replyOf(err error) Reply {
 		return Answered
 	case errors.Is(err, ErrRefused):
 		return Refused
+	case errors.Is(err, ErrUnresolved):
+		return Unresolved
 	case errors.Is(err, ErrSilent), errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
 		return Silent
 	}

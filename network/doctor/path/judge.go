@@ -77,8 +77,11 @@ func (j *judge) nothing() {
 	}
 	if o := j.s.Pings[Underlay]; o.Reply == Unreachable {
 		summary := fmt.Sprintf("there is no way to %s at %s: %s", t.Peer, t.Their[Underlay], o.Detail)
-		if t.Life == NoSign {
+		switch t.Life {
+		case NoSign:
 			summary += fmt.Sprintf("; %s gives no sign of life in the store either", t.Peer)
+		case Living:
+			summary += fmt.Sprintf("; %s lives, for its daemon gives signs of life in the store", t.Peer)
 		}
 		j.add(CheckHost, doctor.Failure, summary, evidence, append(remedy, fmt.Sprintf("Look whether %s is up and still has the address %s; else mend the route to it.", t.Peer, t.Their[Underlay])))
 		return
@@ -197,7 +200,7 @@ func (j *judge) underlay() {
 	case !t.hasOverlay() && !j.s.carries(Underlay):
 		j.add(CheckUnderlay, doctor.Failure, fmt.Sprintf("the underlay takes nothing to %s and back", t.Peer), j.asked(),
 			[]string{doctor.Command("ip route get %s from %s", t.Their[Underlay], t.Own[Underlay])})
-	case echo == Silent && j.s.Echoes[Overlay][Overlay].Reply == Answered:
+	case echo.lost() && j.s.Echoes[Overlay][Overlay].Reply == Answered:
 		way := "in one direction or both"
 		switch {
 		case j.ways[Underlay][Out] == Broken && j.ways[Underlay][Back] == Works:

@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/ripstop-net/ripstop/network/neterror"
 	"github.com/ripstop-net/ripstop/network/ping"
 	"github.com/ripstop-net/ripstop/network/probe"
 	"github.com/ripstop-net/ripstop/network/status"
@@ -38,7 +39,7 @@ func (o *On) Ping(ctx context.Context, by Layer, size int) (time.Duration, error
 	case errors.Is(err, ping.ErrNoAnswer):
 		return 0, ErrSilent
 	}
-	return rtt, reason(err)
+	return rtt, o.reason(err, by)
 }
 
 // pingOverhead is what a packet has before an echo request's data: the headers of IP
@@ -53,7 +54,7 @@ func (o *On) Echo(ctx context.Context, by, back Layer, size, answer int) (time.D
 		From: o.target.Own[by], To: o.target.Their[by], Port: o.target.EchoPort, Layer: layers[by], Other: back != by,
 		Size: max(size, answer), AnswerSize: answer, DontFragment: true, MaySplit: size < answer,
 	})
-	var network *probe.NetworkError
+	var network *neterror.Error
 	switch {
 	case err == nil && answer != 0 && got.Size < answer:
 		return 0, nil, ErrSilent // The peer's own device takes less.
@@ -68,14 +69,20 @@ func (o *On) Echo(ctx context.Context, by, back Layer, size, answer int) (time.D
 	case errors.Is(err, unix.ECONNREFUSED):
 		return 0, nil, ErrRefused
 	}
-	return 0, nil, reason(err)
+	return 0, nil, o.reason(err, by)
 }
 
 // layers are the names that probing has for them.
 var layers = [2]probe.Layer{Underlay: probe.Underlay, Overlay: probe.Overlay}
 
-// reason makes an error of the network's one that says that there is no way.
-func reason(err error) error {
+// reason makes an error of the network's, of what was sent by a layer, one that says that
+// there is no way, or that this host gets no answer from the next hop. Of a router's next
+// hop a router says so: that is the end of the way which it has.
+func (o *On) reason(err error, by Layer) error {
+	var said *neterror.Error
+	if errors.As(err, &said) && said.Unresolved && said.By == o.target.Own[by] {
+		return fmt.Errorf("%w: %w", ErrUnresolved, err)
+	}
 	for _, errno := range []unix.Errno{unix.EHOSTUNREACH, unix.ENETUNREACH, unix.EHOSTDOWN, unix.EACCES, unix.EPERM, unix.EINVAL, unix.ENETDOWN, unix.EADDRNOTAVAIL} {
 		if errors.Is(err, errno) {
 			return fmt.Errorf("%w: %w", ErrUnreachable, err)

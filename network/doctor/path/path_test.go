@@ -33,6 +33,9 @@ type world struct {
 	asked   atomic.Int64
 	trouble []string
 	noway   bool
+	// unresolved is a host that answers neither ARP nor neighbour discovery; of one in
+	// so many requests this one's kernel says so.
+	unresolved int64
 	// oneWay is a host that takes no packets of a round trip by the overlay.
 	oneWay bool
 }
@@ -43,6 +46,9 @@ func (w *world) passes(l Layer, d Direction, size int) bool {
 
 func (w *world) wait(ok bool) (time.Duration, error) {
 	if !ok {
+		if w.unresolved != 0 && w.asked.Add(1)%w.unresolved == 0 {
+			return 0, fmt.Errorf("%w: no route to host", ErrUnresolved)
+		}
 		time.Sleep(answerWithin)
 		return 0, ErrSilent
 	}
@@ -116,7 +122,12 @@ func TestWhatIsBrokenIsNamed(t *testing.T) {
 		"the underlay, which the store knows to live": {&world{lost: [2][2]bool{both, both}}, nil, "path/underlay failure", "or a firewall on two or one itself, drops all that goes from one to it"},
 		"the host":                                    {&world{gone: true}, func(t *Target) { t.Life = NoSign }, "path/host failure", "two is gone"},
 		"the host, and the store is away":             {&world{gone: true}, func(t *Target) { t.Life = LifeUnknown }, "path/host failure", "its host is gone, or cut off"},
-		"the route to it":                             {&world{gone: true, noway: true}, nil, "path/host failure", "there is no way to two at 10.0.0.2"},
+		"the route to it":                             {&world{gone: true, noway: true}, nil, "path/host failure", "there is no way to two at 10.0.0.2: no way there: network is unreachable; two lives, for its daemon gives signs of life in the store"},
+		"the route to it, and the host":               {&world{gone: true, noway: true}, func(t *Target) { t.Life = NoSign }, "path/host failure", "network is unreachable; two gives no sign of life in the store either"},
+		"the underlay, and ARP is not answered":       {&world{gone: true, unresolved: 1}, nil, "path/underlay failure", "two lives, for its daemon gives signs of life in the store"},
+		"the underlay, and ARP now and then":          {&world{gone: true, unresolved: 7}, nil, "path/underlay failure", "two lives, for its daemon gives signs of life in the store"},
+		"the host, and ARP is not answered":           {&world{gone: true, unresolved: 1}, func(t *Target) { t.Life = NoSign }, "path/host failure", "two is gone"},
+		"the host, ARP, and the store is away":        {&world{gone: true, unresolved: 1}, func(t *Target) { t.Life = LifeUnknown }, "path/host failure", "its host is gone, or cut off"},
 		"the daemon":                                  {&world{dead: true, refuses: true}, nil, "path/daemon warning", "the daemon of two does not run; its overlay works on"},
 		"the daemon, which hangs":                     {&world{dead: true}, nil, "path/daemon warning", "does not answer at UDP port 8473"},
 		"the daemon and its overlay":                  {&world{dead: true, refuses: true, lost: [2][2]bool{Overlay: out}}, nil, "path/daemon failure", "does not run, and its overlay does not answer"},
@@ -173,6 +184,21 @@ func TestRestartIsNoFinding(t *testing.T) {
 			t.Errorf("got %+v", got)
 		}
 	})
+}
+
+// TestUnresolvedNeighbourIsEvidence: that nobody answers on the link is said beside the
+// verdict, if of one ping alone.
+func TestUnresolvedNeighbourIsEvidence(t *testing.T) {
+	for _, life := range []Life{Living, NoSign, LifeUnknown} {
+		synctest.Test(t, func(t *testing.T) {
+			on := target()
+			on.Life = life
+			got := Examine(t.Context(), on, &world{gone: true, unresolved: 5})
+			if all := strings.Join(got[0].Evidence, "\n"); !strings.Contains(all, "ping underlay 10.0.0.2: no answer to ARP or neighbour discovery: ") {
+				t.Errorf("not in\n%s", all)
+			}
+		})
+	}
 }
 
 // TestUnderlaysMTUIsEvidence: whether the network between takes the tunnel's packets

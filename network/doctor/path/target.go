@@ -89,13 +89,20 @@ const (
 	Silent
 	// Refused: the other host says that nobody listens at that port.
 	Refused
+	// Unresolved: nothing came back, for nobody answered ARP or neighbour discovery as
+	// the next hop. How long the kernel looks for it, and so whether that is what is seen
+	// or Silent, is a matter of time.
+	Unresolved
 	// Unreachable: a host on the way, or this one, says that there is no way.
 	Unreachable
 )
 
 func (r Reply) String() string {
-	return [...]string{"not asked", "answered", "no answer", "refused: nobody listens there", "no way there"}[r]
+	return [...]string{"not asked", "answered", "no answer", "refused: nobody listens there", "no answer to ARP or neighbour discovery", "no way there"}[r]
 }
+
+// lost tells that requests were sent and nobody said anything.
+func (r Reply) lost() bool { return r == Silent || r == Unresolved }
 
 // Outcome is what became of several equal requests.
 type Outcome struct {
