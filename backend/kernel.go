@@ -82,6 +82,9 @@ type Interface struct {
 	// OnLink are the prefixes whose addresses are reached over its link without
 	// a gateway, by the host's own routes, the more specific ones heeded.
 	OnLink []netip.Prefix
+	// Broadcasts are the IPv4 broadcast addresses of its own prefixes: they may be in
+	// OnLink, and are nobody's.
+	Broadcasts []netip.Addr
 	// DefaultV4 and DefaultV6 tell whether the family's default route of the
 	// lowest metric leaves by it.
 	DefaultV4, DefaultV6 bool

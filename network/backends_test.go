@@ -17,6 +17,7 @@ import (
 func (r *rig) onLink() {
 	r.t.Helper()
 	r.host.host[0].OnLink = []netip.Prefix{netip.MustParsePrefix("10.99.0.0/24")}
+	r.host.host[0].Broadcasts = []netip.Addr{netip.MustParseAddr("10.99.0.255")}
 	if err := r.kernel.Link("eth0", backendtest.Make); err != nil {
 		r.t.Fatal(err)
 	}
@@ -48,6 +49,7 @@ func TestHostGatewayNode(t *testing.T) {
 	r.store.SetConfig([]byte(`{"Network": "10.5.0.0/16", "Backend": {"Type": "host-gw"}}`))
 	near, far := r.beside("host-gw", 2, "10.99.0.2"), r.beside("host-gw", 3, "10.98.0.3")
 	other := r.join(4) // Of the vxlan backend.
+	nobodys := r.beside("host-gw", 5, "10.99.0.255")
 	r.start()
 	r.ready()
 	r.eventually("the peer on the link is reached", func() bool { return r.kernel.State().Has(directly(near, 0)) })
@@ -55,8 +57,9 @@ func TestHostGatewayNode(t *testing.T) {
 		t.Errorf("kernel:\n%s", s)
 	}
 	for key, why := range map[string]string{
-		far.Subnets.Key():   "public address 10.98.0.3 is not on the link of eth0",
-		other.Subnets.Key(): `BackendType is "vxlan", the network's is "host-gw"`,
+		far.Subnets.Key():     "public address 10.98.0.3 is not on the link of eth0",
+		nobodys.Subnets.Key(): "public address 10.99.0.255 is the broadcast address of the link of eth0",
+		other.Subnets.Key():   `BackendType is "vxlan", the network's is "host-gw"`,
 	} {
 		if !r.said(why) || !r.said(key) {
 			t.Errorf("%s: not said: %s\n%v", key, why, r.logs.All())

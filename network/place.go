@@ -34,7 +34,7 @@ func newSite(self plan.Self, cfg subnet.Config, opts plan.Options, choice subnet
 		if err := cfg.CheckPublic(f, c.Public); err != nil {
 			return s, fmt.Errorf("interface %s: %w: no peer could send to it; choose another with --iface or --public-ip, or another network", c.Interface, err)
 		}
-		s.self.Underlay[f] = plan.Underlay{Interface: c.Interface, Addr: c.Local, MTU: c.MTU, OnLink: c.OnLink}
+		s.self.Underlay[f] = plan.Underlay{Interface: c.Interface, Addr: c.Local, MTU: c.MTU, OnLink: c.OnLink, Broadcasts: c.Broadcasts}
 		s.public[f] = c.Public
 	}
 	s.publish(cfg, opts)
@@ -67,7 +67,7 @@ func (s site) same(o site, cfg subnet.Config) bool {
 // for direct routes alone, and changes with every pod where pods are of the link's prefix.
 func heeded(c underlay.Choice, opts plan.Options) underlay.Choice {
 	if !opts.Means().Direct {
-		c.OnLink = nil
+		c.OnLink, c.Broadcasts = nil, nil
 	}
 	return c
 }

@@ -5,6 +5,7 @@ package hostgw
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"github.com/ripstop-net/ripstop/backend"
 	"github.com/ripstop-net/ripstop/backend/plan"
@@ -67,6 +68,8 @@ func (s Self) Check(l subnet.Lease) error {
 		case off != nil:
 		case e.Translated:
 			off = fmt.Errorf("public address %s is translated to another of its holder's (1:1 NAT), so host-gw has no way to it: a tunnel (Type vxlan) has", e.PublicIP)
+		case slices.Contains(u.Broadcasts, e.PublicIP):
+			off = fmt.Errorf("public address %s is the broadcast address of the link of %s, so no host has it: its record is wrong", e.PublicIP, u.Interface)
 		default:
 			off = fmt.Errorf("public address %s is not on the link of %s, so host-gw has no way to it: on that link are %s", e.PublicIP, u.Interface, some(u.OnLink))
 		}

@@ -2,7 +2,9 @@ package kernel
 
 import (
 	"context"
+	"encoding/binary"
 	"fmt"
+	"math"
 	"net/netip"
 	"slices"
 
@@ -30,7 +32,7 @@ func (k *Kernel) Interfaces(ctx context.Context) ([]backend.Interface, error) {
 		return nil, err
 	}
 	defer release()
-	addresses, tentative, err := k.globalAddresses(ctx)
+	addresses, err := k.globalAddresses(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("dump addresses: %w", err)
 	}
@@ -53,16 +55,23 @@ func (k *Kernel) Interfaces(ctx context.Context) ([]backend.Interface, error) {
 			continue
 		}
 		out = append(out, backend.Interface{
-			Name: l.name, Up: l.up && l.running, MTU: l.mtu, Addresses: addresses[l.index], Tentative: tentative[l.index], OnLink: onLink[l.index],
+			Name: l.name, Up: l.up && l.running, MTU: l.mtu, OnLink: onLink[l.index],
+			Addresses: addresses[l.index].own, Tentative: addresses[l.index].tentative, Broadcasts: addresses[l.index].broadcasts,
 			DefaultV4: defaultV4[l.index], DefaultV6: defaultV6[l.index],
 		})
 	}
 	return out, nil
 }
 
-// globalAddresses reads addresses by the numbers of their links, and which links have
-// one that is tentative.
-func (k *Kernel) globalAddresses(ctx context.Context) (by map[int][]netip.Addr, tentative map[int]bool, err error) {
+// addressesOf are the global addresses of a link, and what follows from them; see
+// [backend.Interface].
+type addressesOf struct {
+	own, broadcasts []netip.Addr
+	tentative       bool
+}
+
+// globalAddresses reads them by the numbers of the links.
+func (k *Kernel) globalAddresses(ctx context.Context) (map[int]addressesOf, error) {
 	all, err := collect(ctx, k, func(w *builder, seq uint32) {
 		w.begin(unix.RTM_GETADDR, unix.NLM_F_DUMP, seq, sizeAddressMessage)
 	}, func(m message) (addressMessage, bool) {
@@ -74,22 +83,36 @@ func (k *Kernel) globalAddresses(ctx context.Context) (by map[int][]netip.Addr, 
 		}
 		return a, ok && a.flags&about == 0
 	})
-	by, tentative = map[int][]netip.Addr{}, map[int]bool{}
+	by := map[int]addressesOf{}
 	for _, a := range lasting(all) {
-		addr := a.prefix.Addr()
+		addr, l := a.prefix.Addr(), by[a.index]
 		if addr.Is6() {
-			if a.flags&unix.IFA_F_TENTATIVE != 0 && a.flags&unix.IFA_F_OPTIMISTIC == 0 {
-				tentative[a.index] = true
-			}
+			l.tentative = l.tentative || a.flags&unix.IFA_F_TENTATIVE != 0 && a.flags&unix.IFA_F_OPTIMISTIC == 0
 			// The kernel puts a new one before those of its scope
 			// (ipv6_link_dev_addr); an address that comes for a time, as a
 			// failover's does, must not go before the host's own.
-			by[a.index] = slices.Insert(by[a.index], firstV6(by[a.index]), addr)
-			continue
+			l.own = slices.Insert(l.own, firstV6(l.own), addr)
+		} else {
+			l.own = append(l.own, addr)
+			if b, ok := broadcast(a.prefix); ok && !slices.Contains(l.broadcasts, b) {
+				l.broadcasts = append(l.broadcasts, b)
+			}
 		}
-		by[a.index] = append(by[a.index], addr)
+		by[a.index] = l
 	}
-	return by, tentative, err
+	return by, err
+}
+
+// broadcast is the address at the end of an IPv4 prefix, where the kernel takes that for
+// everybody's (fib_add_ifaddr). The first address is a host's like any other since Linux
+// 5.14.
+func broadcast(p netip.Prefix) (netip.Addr, bool) {
+	if !p.Addr().Is4() || p.Bits() > 30 {
+		return netip.Addr{}, false
+	}
+	a := p.Addr().As4()
+	binary.BigEndian.PutUint32(a[:], binary.BigEndian.Uint32(a[:])|math.MaxUint32>>p.Bits())
+	return netip.AddrFrom4(a), true
 }
 
 // lasting leaves out addresses that are to be given up, where their link has another of

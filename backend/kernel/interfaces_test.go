@@ -156,6 +156,20 @@ func TestInterfaces(t *testing.T) {
 	if _, ok := by["ripstop.1"]; ok {
 		t.Error("our own device is among them")
 	}
+	kerneltest.Do(t, ns, func() error { // What they are for: the kernel takes none for a gateway.
+		eth0, err := netlink.LinkByName("eth0")
+		if err != nil {
+			return err
+		}
+		to := netlink.Route{Dst: ipNet(netip.MustParsePrefix("10.7.0.0/24")), LinkIndex: eth0.Attrs().Index}
+		for _, b := range by["eth0"].Broadcasts {
+			if to.Gw = b.AsSlice(); netlink.RouteAdd(&to) == nil {
+				t.Errorf("%s is taken for a gateway", b)
+			}
+		}
+		to.Gw = net.IP{192, 0, 2, 0}
+		return netlink.RouteAdd(&to)
+	})
 	if eth1 := by["eth1"]; !eth1.Tentative || len(eth1.Addresses) != 1 {
 		t.Errorf("eth1: %+v", eth1)
 	}
@@ -163,9 +177,9 @@ func TestInterfaces(t *testing.T) {
 		{Name: "lo", Up: true, MTU: 65536},
 		{Name: "eth0", Up: true, MTU: 9000, DefaultV4: true, DefaultV6: true, Addresses: []netip.Addr{
 			netip.MustParseAddr("192.0.2.5"), netip.MustParseAddr("192.0.2.4"), netip.MustParseAddr("2001:db8::5"),
-		}, OnLink: prefixes("192.0.2.0/25", "203.0.113.128/25", "203.0.113.16/28", "2001:db8::/65")},
+		}, OnLink: prefixes("192.0.2.0/25", "203.0.113.128/25", "203.0.113.16/28", "2001:db8::/65"), Broadcasts: []netip.Addr{netip.MustParseAddr("192.0.2.255")}},
 		{Name: "br0", MTU: 1500, DefaultV4: true, Addresses: []netip.Addr{netip.MustParseAddr("198.51.100.1")},
-			OnLink: prefixes("192.0.2.128/25", "198.51.100.0/25")},
+			OnLink: prefixes("192.0.2.128/25", "198.51.100.0/25"), Broadcasts: []netip.Addr{netip.MustParseAddr("198.51.100.255")}},
 		{Name: "br1", MTU: 1500},
 	} {
 		if want.Name == "br0" { // Without a port it is down, but for a moment.

@@ -89,6 +89,9 @@ type Underlay struct {
 	MTU int
 	// OnLink are the prefixes whose addresses are on the interface's link.
 	OnLink []netip.Prefix
+	// Broadcasts are addresses among them that are nobody's: the kernel takes none for a
+	// gateway.
+	Broadcasts []netip.Addr
 }
 
 // Uses tells whether a family is in use.
@@ -116,9 +119,9 @@ func (s Self) LinkMTU() (int, error) {
 }
 
 // Reaches tells whether pods' packets can be sent to a peer as they are: it has its
-// public address itself, and that is on the underlay's link.
+// public address itself, and that is a host's on the underlay's link.
 func (u Underlay) Reaches(e subnet.Endpoint) bool {
-	return !e.Translated && slices.ContainsFunc(u.OnLink, func(p netip.Prefix) bool { return p.Contains(e.PublicIP) })
+	return !e.Translated && !slices.Contains(u.Broadcasts, e.PublicIP) && slices.ContainsFunc(u.OnLink, func(p netip.Prefix) bool { return p.Contains(e.PublicIP) })
 }
 
 // Direct is the plain route to a peer's subnet by its public address, which is to

@@ -187,6 +187,22 @@ func Met(conditions []Condition) bool {
 	return len(conditions) > 0
 }
 
+// Serves tells whether a node's own part is done: it has its lease and its device, and
+// pods can be started. A node can serve that is not ready, as where one entry fails.
+func Serves(conditions []Condition) bool {
+	met := 0
+	for _, c := range conditions {
+		switch c.Name {
+		case Started, LeaseHeld, DeviceRight, SubnetFile:
+			if !c.OK {
+				return false
+			}
+			met++
+		}
+	}
+	return met == 4
+}
+
 // Text lists conditions a line each, as a probe's answer.
 func Text(conditions []Condition) string {
 	var b strings.Builder

@@ -75,6 +75,8 @@ type Choice struct {
 	MTU int
 	// OnLink are the family's prefixes whose addresses are on its link.
 	OnLink []netip.Prefix
+	// Broadcasts are its IPv4 broadcast addresses, where that is the family.
+	Broadcasts []netip.Addr
 	// Reason says why it was chosen, for the log.
 	Reason string
 	// Trouble says why it does not serve at present, "" if it does.
@@ -84,7 +86,8 @@ type Choice struct {
 // Same tells whether two choices lead to the same, for whatever reason and
 // whether they serve or not.
 func (c Choice) Same(o Choice) bool {
-	return c.Interface == o.Interface && c.Local == o.Local && c.Public == o.Public && c.Translated == o.Translated && c.MTU == o.MTU && slices.Equal(c.OnLink, o.OnLink)
+	return c.Interface == o.Interface && c.Local == o.Local && c.Public == o.Public && c.Translated == o.Translated && c.MTU == o.MTU &&
+		slices.Equal(c.OnLink, o.OnLink) && slices.Equal(c.Broadcasts, o.Broadcasts)
 }
 
 // Choose picks the underlay for each of the given families. Every error says what was
@@ -156,6 +159,9 @@ func (l look) choose() (Choice, error) {
 	best := found[max(0, slices.IndexFunc(found, func(c candidate) bool { return c.Up }))]
 	out := Choice{
 		Interface: best.Name, Local: best.local, Public: l.public, MTU: best.MTU, OnLink: onLink(best.Interface, l.family), Reason: best.reason,
+	}
+	if l.family == subnet.V4 {
+		out.Broadcasts = best.Broadcasts
 	}
 	if !out.Public.IsValid() {
 		out.Public = out.Local

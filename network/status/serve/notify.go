@@ -43,12 +43,14 @@ func (n *notifier) every() time.Duration {
 	return max(n.watchdog/4, time.Millisecond)
 }
 
-// note tells what changed: that the node is ready, once, for systemd knows no
-// way back; and in a line how it is. The watchdog is fed while the loop answers.
+// note tells what changed: that the node serves pods, once, for systemd knows no
+// way back and ends who does not get there in time, so that one peer's bad record must
+// not keep it from it; and in a line how it is. The watchdog is fed while the loop answers.
 // It returns true when it has told of the first.
 func (n *notifier) note(s status.Status, alive bool) (ready bool) {
 	var lines []string
-	if s.Ready && !n.ready {
+	serves := status.Serves(s.Conditions)
+	if serves && !n.ready {
 		lines = append(lines, daemon.SdNotifyReady)
 	}
 	if text := notice(s); text != n.last {
@@ -61,7 +63,7 @@ func (n *notifier) note(s status.Status, alive bool) (ready bool) {
 	}
 	was := n.ready
 	if len(lines) > 0 {
-		n.ready = n.send(lines...) && s.Ready || n.ready
+		n.ready = n.send(lines...) && serves || n.ready
 	}
 	return n.ready && !was
 }

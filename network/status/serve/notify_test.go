@@ -60,7 +60,7 @@ func (m *manager) count(line string) (n int) {
 	return n
 }
 
-// TestSystemdIsTold: READY once when the node is ready and not before, how it is
+// TestSystemdIsTold: READY once when the node serves and not before, how it is
 // as that changes, that it stops, and signs of life while the loop gives them.
 func TestSystemdIsTold(t *testing.T) {
 	m := listenAsManager(t)
@@ -74,11 +74,18 @@ func TestSystemdIsTold(t *testing.T) {
 	if m.count("READY=1") != 0 {
 		t.Error("ready is told of a node that is not")
 	}
+	// One entry that fails is no reason for systemd to end the daemon and begin anew.
+	f.set(func(s *status.Status) { s.Lease.Held, s.Loop.Failing = true, 1 })
+	eventually(t, "READY", func() bool {
+		return m.count("READY=1") == 1 && m.count("STATUS=not ready: entries: 1 entry cannot be had") == 1
+	})
+	f.set(func(s *status.Status) { s.Lease.Held, s.Loop.Failing = false, 0 })
+	eventually(t, "a status again", func() bool { return m.count("STATUS=not ready: lease: taken by another") == 2 })
 	for n := 1; n <= 2; n++ {
 		f.set(func(s *status.Status) { s.Lease.Held = true })
 		eventually(t, "ready", func() bool { return m.count("READY=1") > 0 && m.count("STATUS=ready: 10.5.1.0/24, 3 peers") == n })
 		f.set(func(s *status.Status) { s.Lease.Held = false })
-		eventually(t, "not ready", func() bool { return m.count("STATUS=not ready") == n+1 })
+		eventually(t, "not ready", func() bool { return m.count("STATUS=not ready: lease") == n+2 })
 	}
 	past := time.Now().Add(-beatMissed - time.Second)
 	f.mu.Lock()
