@@ -8,7 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -23,7 +23,42 @@ const doomedEnv = "RIPSTOP_LAB_DOOMED"
 // remains is what a lab could leave behind.
 type remains struct {
 	PIDs       []int
-	Namespaces []uint64
+	Namespaces []identity
+}
+
+// identity is that of a network namespace. The kernel gives the number of one that is gone
+// to the next one at once, which another test's may be; a cookie it never gives again
+// (SO_NETNS_COOKIE).
+type identity struct{ Inode, Cookie uint64 }
+
+func (i identity) link() string { return fmt.Sprintf("net:[%d]", i.Inode) }
+
+// cookieHere is that of the namespace of the calling thread.
+func cookieHere() (uint64, error) {
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return 0, err
+	}
+	defer func() { _ = unix.Close(fd) }()
+	return unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_NETNS_COOKIE)
+}
+
+// isAt tells whether a path leads to the namespace, rather than to another of its number.
+func (i identity) isAt(path string) bool {
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return false // It went meanwhile.
+	}
+	defer func() { _ = unix.Close(fd) }()
+	var cookie uint64
+	err = onThread(func() (err error) {
+		if err := unix.Setns(fd, unix.CLONE_NEWNET); err != nil {
+			return err
+		}
+		cookie, err = cookieHere()
+		return err
+	})
+	return err == nil && cookie == i.Cookie
 }
 
 func remainsOf(l *Lab) (remains, error) {
@@ -32,11 +67,15 @@ func remainsOf(l *Lab) (remains, error) {
 		r.PIDs = append(r.PIDs, h.DaemonPID())
 	}
 	for _, ns := range l.Namespaces() {
-		inode, err := ns.Inode()
+		var i identity
+		var err error
+		if i.Inode, err = ns.Inode(); err == nil {
+			err = ns.Do(func() (err error) { i.Cookie, err = cookieHere(); return err })
+		}
 		if err != nil {
 			return r, err
 		}
-		r.Namespaces = append(r.Namespaces, inode)
+		r.Namespaces = append(r.Namespaces, i)
 	}
 	return r, nil
 }
@@ -50,23 +89,36 @@ func (r remains) there() []string {
 			out = append(out, fmt.Sprintf("process %s", text))
 		}
 	}
-	held := map[string]bool{}
+	held := map[string][]string{} // Where there is a namespace of that number.
 	for _, pattern := range []string{"/proc/[0-9]*/task/[0-9]*/ns/net", "/proc/[0-9]*/fd/*"} {
 		links, _ := filepath.Glob(pattern) // The pattern is well formed.
 		for _, link := range links {
-			if to, err := os.Readlink(link); err == nil {
-				held[to] = true
+			if to, err := os.Readlink(link); err == nil && strings.HasPrefix(to, "net:[") {
+				held[to] = append(held[to], link)
 			}
 		}
 	}
-	mounts, _ := os.ReadFile("/proc/self/mounts")
-	for _, inode := range r.Namespaces {
-		name := "net:[" + strconv.FormatUint(inode, 10) + "]"
-		if held[name] || strings.Contains(string(mounts), name) {
-			out = append(out, "namespace "+name)
+	mounts, _ := os.ReadFile("/proc/self/mountinfo")
+	for mount := range strings.Lines(string(mounts)) { // proc_pid_mountinfo(5): the fourth is the root, the fifth where it is.
+		if words := strings.Fields(mount); len(words) > 4 {
+			held[words[3]] = append(held[words[3]], words[4])
+		}
+	}
+	for _, i := range r.Namespaces {
+		if at := slices.IndexFunc(held[i.link()], i.isAt); at >= 0 {
+			out = append(out, fmt.Sprintf("namespace %s, held by %s", i.link(), held[i.link()][at]))
 		}
 	}
 	return out
+}
+
+// areGone waits until nothing of it is there.
+func (r remains) areGone(t *testing.T, what string) {
+	t.Helper()
+	var left []string
+	if _, in := timeUntil(30*time.Second, func() bool { left = r.there(); return len(left) == 0 }); !in {
+		t.Fatalf("of the %s there is after 30 s:\n%s", what, strings.Join(left, "\n"))
+	}
 }
 
 // runIfDoomed is the main of a lab that will be killed.
@@ -120,7 +172,7 @@ func TestKilledLabLeavesNothing(t *testing.T) {
 	}
 	_ = cmd.Wait() // It was killed.
 	began := time.Now()
-	eventually(t, 5*time.Second, "everything of the killed lab is gone", func() bool { return len(left.there()) == 0 })
+	left.areGone(t, "killed lab")
 	t.Logf("all gone %s after the kill", time.Since(began).Round(time.Millisecond))
 }
 
@@ -137,7 +189,7 @@ func TestCloseLeavesNothing(t *testing.T) {
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, 5*time.Second, "everything of the closed lab is gone", func() bool { return len(left.there()) == 0 })
+	left.areGone(t, "closed lab")
 	if _, err := os.Stat(l.Dir); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("the temporary folder %s is still there: %v", l.Dir, err)
 	}

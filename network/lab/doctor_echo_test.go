@@ -66,7 +66,12 @@ func TestDoctorNamesAnEchoPortThatIsTaken(t *testing.T) {
 		"the overlay of PEER works, and its daemon does not answer at UDP port 8473: it hangs, or the port is blocked",
 	}}.isNamed(t, diagnose(t, peer), h)
 	free()
-	eventually(t, 30*time.Second, "the port is had", func() bool { return now().Probing.Problem == "" })
+	eventually(t, time.Minute, "the port is had", func() bool { return now().Probing.Problem == "" })
+	asker := probeOf(t, peer)
+	eventually(t, 2*time.Minute, "the peer is answered, if it asked meanwhile", func() bool { // It asks again ever less often.
+		s, err := asker.client.Status(t.Context())
+		return err == nil && len(s.Probing.Silent) == 0
+	})
 	for _, h := range l.Hosts {
 		isWell(t, h, "the port is free")
 	}
