@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/ripstop-net/ripstop/backend/kernel/kerneltest"
 )
 
 // doomedEnv makes the test binary bring a lab up and wait for its death. Its
@@ -252,4 +254,24 @@ func TestChildKeepsItsThread(t *testing.T) {
 		t.Fatal(err)
 	}
 	_ = cmd.Wait() // It was killed.
+}
+
+// TestANumberGivenAgainIsNoRemains: a namespace that is there has not remained of a lab
+// whose one had its number before.
+func TestANumberGivenAgainIsNoRemains(t *testing.T) {
+	t.Parallel()
+	ns := kerneltest.Namespace(t)
+	var st unix.Stat_t
+	if err := unix.Fstat(int(ns.Fd()), &st); err != nil {
+		t.Fatal(err)
+	}
+	here := identity{Inode: st.Ino}
+	kerneltest.Do(t, ns, func() (err error) { here.Cookie, err = cookieHere(); return err })
+	if there := (remains{Namespaces: []identity{here}}).there(); len(there) != 1 {
+		t.Errorf("of a namespace that is there: %q", there)
+	}
+	here.Cookie++
+	if there := (remains{Namespaces: []identity{here}}).there(); len(there) != 0 {
+		t.Errorf("of one that had its number: %q", there)
+	}
 }
