@@ -43,7 +43,9 @@ type mover struct {
 	seen underlay.Host
 	// moves and words ration what is done and what is said.
 	moves, words ration
-	said         string // The error that was said last.
+	// looked is how long the last look took.
+	looked time.Duration
+	said   string // The error that was said last.
 	// pending is a move that waits, nil where none does.
 	pending *pending
 	// told has something when more is known of what peers are told.
@@ -54,6 +56,15 @@ type mover struct {
 type ration struct {
 	left int
 	last time.Time // When it last grew.
+}
+
+// rest is the pause after a look that took so long. Of it and the one before the shorter
+// counts: one alone takes long where the kernel's lock was held meanwhile, as while an
+// interface goes, and what comes next, as another interface, is not to wait for that.
+func (m *mover) rest(took time.Duration) time.Duration {
+	shorter := min(took, m.looked)
+	m.looked = took
+	return min(lookShare*shorter, longestRest)
 }
 
 // followUnderlay keeps the node where its underlay is, until ctx ends.
@@ -125,7 +136,7 @@ func (m *mover) run(ctx context.Context, kick <-chan struct{}) error {
 		}
 		began := time.Now()
 		pause = m.look(ctx, began)
-		resting := min(lookShare*time.Since(began), longestRest)
+		resting := m.rest(time.Since(began))
 		var told <-chan struct{}
 		if m.pending != nil { // What peers were told holds for movedGrace alone.
 			resting, told = min(resting, pause), m.told

@@ -494,3 +494,17 @@ func TestStoreIsRedialled(t *testing.T) {
 	r.host.become(func() { r.host.host = append(r.host.host, backend.Interface{Name: "eth9"}) })
 	r.eventually("it is redialled once more", func() bool { return store.times.Load() == 7 })
 }
+
+// TestOneLongLookIsNoRest: what looking takes is bounded where each look takes long, and
+// one that waited for a lock delays nothing.
+func TestOneLongLookIsNoRest(t *testing.T) {
+	var m mover
+	const ms = time.Millisecond
+	for i, look := range []struct{ took, rest time.Duration }{
+		{ms, 0}, {ms, 20 * ms}, {300 * ms, 20 * ms}, {ms, 20 * ms}, {300 * ms, 20 * ms}, {200 * ms, 4 * time.Second}, {time.Second, 4 * time.Second}, {2 * time.Second, longestRest},
+	} {
+		if rest := m.rest(look.took); rest != look.rest {
+			t.Errorf("after look %d, which took %s, a rest of %s, want %s", i, look.took, rest, look.rest)
+		}
+	}
+}
