@@ -12,7 +12,6 @@ import (
 // Firewall keeps the host's packet filter as the node needs it.
 type Firewall interface {
 	// Begin says what network it is for: the pods' address spaces, the node's own
-	// Begin says what network it is for: the pods' address spaces, the node's own
 	// part of them, the names of the VXLAN devices, the addresses of this host that
 	// peers may send to, the tunnel's VNI and port, and whether the node was
 	// flannel's, whose rules go once ours stand. It comes before all else, and again

@@ -61,13 +61,16 @@ func (s *sight) look(ctx context.Context) (underlay.Host, error) {
 // resolver names first is no reason to move.
 func (s *sight) addresses(ctx context.Context) []netip.Addr {
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.lookup == nil || s.complete || time.Now().Before(s.due) {
-		return s.store
+	known, due := s.store, s.lookup != nil && !s.complete && !time.Now().Before(s.due)
+	s.mu.Unlock()
+	if !due {
+		return known
 	}
 	ctx, cancel := context.WithTimeout(ctx, lookupLimit)
 	defer cancel()
-	found, err := s.lookup(ctx)
+	found, err := s.lookup(ctx) // Without the lock: who reads the kernel's news asks leads meanwhile.
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	s.store, s.complete, s.due = found[:min(len(found), mostTargets)], err == nil, time.Now().Add(lookupAgain)
 	return s.store
 }

@@ -148,6 +148,40 @@ func TestUpdateWaitsNoLongerThanItMust(t *testing.T) {
 	}
 }
 
+// Who tells of peers reads nothing that Begin writes meanwhile, which the race
+// detector sees: Begin comes while the other waits for its turn.
+func TestBeginMeetsUpdate(t *testing.T) {
+	n := networks["ipv4"]
+	f, ns := opened(t, Options{Guard: true}, n)
+	f.Update(nil, addrs(0, 3))
+	if err := f.take(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	updated := make(chan struct{})
+	go func() {
+		defer close(updated)
+		f.Update(nil, addrs(3, 2))
+	}()
+	eventually(t, 30*time.Second, "the update is counted", func() bool {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		return f.peers.len() == 5
+	})
+	f.give()
+	for again := true; again; { // Until the update is done, so that one comes between.
+		f.Begin(n.Ranges, n.Own, n.Devices, n.At, n.VNI, n.Port, n.Flannels)
+		select {
+		case <-updated:
+			again = false
+		default:
+		}
+	}
+	f.passNow(t)
+	if got := outside(t, ns).must(t).peers.len(); got != 5 {
+		t.Errorf("%d peers are in the set, want 5", got)
+	}
+}
+
 // A failure to read others' rules is told until they were read, whatever passes
 // over our own table come between.
 func TestBlindnessIsToldUntilItIsOver(t *testing.T) {

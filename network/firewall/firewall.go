@@ -155,12 +155,15 @@ func (f *Firewall) Update(release, owe []netip.Addr) {
 	first := !f.told
 	f.told = true
 	f.recheck = f.recheck || first // All is new, so nothing need be noted one by one.
+	var ours []netip.Addr // Of what is owed: Begin may change the network once mu is free.
 	for _, a := range owe {
-		if f.has(a) {
-			f.peers.set(a, f.peers.count(a)+1)
-			if !first {
-				f.changed[a] = struct{}{}
-			}
+		if !f.has(a) {
+			continue
+		}
+		ours = append(ours, a)
+		f.peers.set(a, f.peers.count(a)+1)
+		if !first {
+			f.changed[a] = struct{}{}
 		}
 	}
 	for _, a := range release {
@@ -190,8 +193,8 @@ func (f *Firewall) Update(release, owe []netip.Addr) {
 		return
 	}
 	var fresh []netip.Addr
-	for _, a := range owe {
-		if !f.have.has(a) && f.has(a) {
+	for _, a := range ours {
+		if !f.have.has(a) {
 			fresh = append(fresh, a)
 		}
 	}
@@ -295,7 +298,7 @@ func (f *Firewall) networkNow() Network {
 	return f.network
 }
 
-// has tells whether an address is of a family in use.
+// has tells whether an address is of a family in use. It is for the holder of mu.
 func (f *Firewall) has(a netip.Addr) bool {
 	return a.IsValid() && f.network.Ranges[subnet.FamilyOf(a)].IsValid()
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -218,16 +219,36 @@ func floodEcho(t *testing.T, guard string) {
 	to := netip.AddrPortFrom(b.Address(subnet.V4), probing.DefaultPort)
 	request := make([]byte, probing.MinPayload)
 	copy(request, []byte{0x52, 0x70, 0xec, 0x40, 1, 1, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 0, probing.MinPayload})
+	asker := openAsker(t, l.Hosts[0].Namespace)
+	client := status.NewClient(filepath.Join(b.Dir, "run"))
+	defer client.Close()
+	counted := func() status.Probing {
+		t.Helper()
+		s, err := client.Status(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s.Probing
+	}
+	answers := func(when string) {
+		t.Helper()
+		eventually(t, 30*time.Second, when+" the echo answers a peer", func() bool {
+			_, err := askFor(t, asker, time.Second, probing.Question{To: to.Addr(), Port: to.Port(), Layer: probing.Underlay})
+			return err == nil
+		})
+	}
 	for name, c := range map[string]struct {
 		from    *Namespace
 		message []byte
 	}{
 		"a peer": {l.Hosts[0].Namespace, request}, "a stranger": {l.EtcdNamespace(), request}, "junk": {l.Hosts[0].Namespace, make([]byte, probing.MinPayload)},
 	} {
+		answers("before the flood of " + name)
 		used, err := ProcessorTime(b.DaemonPID())
 		if err != nil {
 			t.Fatal(err)
 		}
+		before := counted()
 		began := time.Now()
 		err = c.from.Do(func() error {
 			conn, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(to))
@@ -252,6 +273,11 @@ func floodEcho(t *testing.T, guard string) {
 		}
 		share := float64(after-used) / float64(took)
 		t.Logf("guard %s, 100,000 from %s in %s: %.2f %% of a core", guard, name, took.Round(time.Millisecond), 100*share)
+		// A dead echo costs nothing. The kernel drops all but a peer's.
+		if now := counted(); name == "a peer" && now.Answered == before.Answered {
+			t.Errorf("guard %s: of the flood from %s nothing was answered", guard, name)
+		}
+		answers("after the flood of " + name)
 		if share >= 0.1 {
 			t.Errorf("guard %s: a flood from %s takes %.1f %% of a core", guard, name, 100*share)
 		}
