@@ -40,3 +40,11 @@ func ReadSaved(stateDir string) (*Saved, error) {
 
 // SnapshotPath is the file in a state folder that holds all that is saved.
 func SnapshotPath(stateDir string) string { return filepath.Join(stateDir, snapshotFile) }
+
+// HalfWritten are the files in a state folder that daemons which were killed left of
+// snapshots that they wrote.
+func HalfWritten(stateDir string) []string {
+	// The names are renameio's.
+	found, _ := filepath.Glob(filepath.Join(stateDir, "."+snapshotFile+"[0-9]*"))
+	return found
+}

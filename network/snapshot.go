@@ -179,7 +179,7 @@ func (s *snapshot) write(dir string) error {
 		return fmt.Errorf("make the state folder (--state-dir): %w", err)
 	}
 	path := filepath.Join(dir, snapshotFile)
-	file, err := renameio.NewPendingFile(path, renameio.WithPermissions(0o600))
+	file, err := renameio.NewPendingFile(path, renameio.WithPermissions(0o600), renameio.WithTempDir(dir))
 	if err == nil {
 		defer func() { _ = file.Cleanup() }() // Of what was not put in place.
 		if err = s.encode(file); err == nil {

@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/renameio/v2"
+
 	"github.com/ripstop-net/ripstop/subnet"
 )
 
@@ -140,4 +142,20 @@ func BenchmarkSnapshot(b *testing.B) {
 			}
 		}
 	})
+}
+
+// TestHalfWrittenIsFound: what a daemon leaves that is killed as it writes.
+func TestHalfWrittenIsFound(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, snapshotFile)
+	file, err := renameio.NewPendingFile(path, renameio.WithTempDir(dir))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(file.Close(), os.WriteFile(path, nil, 0o600), os.WriteFile(path+".kept", nil, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	if got := HalfWritten(dir); len(got) != 1 || got[0] != file.Name() {
+		t.Errorf("found %q, want %q", got, file.Name())
+	}
 }

@@ -110,9 +110,9 @@ func (c *cleaner) run(cmd *cobra.Command) error {
 		return err
 	}
 	all := []cleanup.Remover{forwarding, rulesOf{rules}}
-	files := &cleanup.Files{SubnetFile: c.subnetFile, InUseBy: forwarding.InUseBy, Own: saved.Subnets, List: filepath.Join(c.confDir, cnifiles.ListName), Others: []string{
+	files := &cleanup.Files{SubnetFile: c.subnetFile, InUseBy: forwarding.InUseBy, Own: saved.Subnets, List: filepath.Join(c.confDir, cnifiles.ListName), Others: append(network.HalfWritten(c.stateDir),
 		network.SnapshotPath(c.stateDir), c.stateDir, filepath.Join(c.runDir, status.SocketName), network.FlannelsPath(c.runDir), rundir.StartsPath(c.runDir),
-	}}
+	)}
 	if !c.release {
 		return c.clean(cmd, append(all, files))
 	}

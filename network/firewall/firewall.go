@@ -155,7 +155,7 @@ func (f *Firewall) Update(release, owe []netip.Addr) {
 	first := !f.told
 	f.told = true
 	f.recheck = f.recheck || first // All is new, so nothing need be noted one by one.
-	var ours []netip.Addr // Of what is owed: Begin may change the network once mu is free.
+	var ours []netip.Addr          // Of what is owed: Begin may change the network once mu is free.
 	for _, a := range owe {
 		if !f.has(a) {
 			continue

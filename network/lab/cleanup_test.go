@@ -77,7 +77,8 @@ func TestCleanup(t *testing.T) {
 	kerneltest.FillWithForeign(t, h.Namespace.file)
 	foreignRules(t, h)
 	foreignFile := filepath.Join(h.Dir, "state", "somebody's")
-	if err := errors.Join(os.MkdirAll(filepath.Dir(foreignFile), 0o755), os.WriteFile(foreignFile, nil, 0o600)); err != nil {
+	if err := errors.Join(os.MkdirAll(filepath.Dir(foreignFile), 0o755), os.WriteFile(foreignFile, nil, 0o600),
+		os.WriteFile(filepath.Join(h.Dir, "state", ".snapshot1234"), []byte("half"), 0o600)); err != nil { // As a daemon's that was killed.
 		t.Fatal(err)
 	}
 	before := kerneltest.Settled(t, h.Namespace.file)
