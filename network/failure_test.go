@@ -87,7 +87,7 @@ func TestInvariant4WipedStoreLosesNothing(t *testing.T) {
 func TestHeldPeersGoWhenTheGraceEnds(t *testing.T) {
 	r := newRig(t)
 	r.store.Sign(20 * time.Millisecond)
-	r.opts.PeerGrace = 700 * time.Millisecond
+	r.opts.PeerGrace = 5 * time.Second
 	second, third, fourth := r.join(2), r.join(3), r.join(4)
 	r.start()
 	r.ready()
@@ -286,7 +286,8 @@ func TestStartWhileTheStoreIsAwayFindsItWiped(t *testing.T) {
 // TestStartWaitsLessAfterABoot: there is no device then, and pods are cut off.
 func TestStartWaitsLessAfterABoot(t *testing.T) {
 	r := newRig(t)
-	r.tune = func(n *Node) { n.firstListing = 2 * time.Second }
+	const afterRestart = 10 * time.Second
+	r.tune = func(n *Node) { n.firstListing = afterRestart }
 	r.start()
 	r.ready()
 	r.savesItsLease()
@@ -299,7 +300,7 @@ func TestStartWaitsLessAfterABoot(t *testing.T) {
 		r.start()
 		began := time.Now()
 		r.ready()
-		if took := time.Since(began); took < time.Second != boot {
+		if took := time.Since(began); took < afterRestart-time.Second != boot {
 			t.Errorf("boot %t: it took %s", boot, took)
 		}
 		r.stop()
@@ -485,12 +486,19 @@ func (s *lossyStore) Hold(context.Context, subnet.Lease, func(time.Time)) error 
 func TestLeaseThatIsLostAgainAndAgainMakesNoBusyLoop(t *testing.T) {
 	r := newRig(t)
 	s := &lossyStore{Memory: r.store}
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
+	began := time.Now()
+	go func() {
+		for end := began.Add(patience); time.Since(began) < 2*time.Second || s.holds.Load() < 2 && time.Now().Before(end); {
+			time.Sleep(10 * time.Millisecond)
+		}
+		cancel()
+	}()
 	if err := New(r.opts, s, s, r.kernel, r.host, zap.NewNop()).Run(ctx); err != nil {
 		t.Fatal(err)
 	}
 	if n := s.holds.Load(); n < 2 || n > 10 {
-		t.Errorf("held %d times in two seconds", n)
+		t.Errorf("held %d times in %s", n, time.Since(began))
 	}
 }

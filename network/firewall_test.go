@@ -129,7 +129,7 @@ func (r *rig) sends(to netip.Addr) bool {
 // and the node is ready only once the rules have been tried.
 func TestFirewallFollowsThePeers(t *testing.T) {
 	r := newRig(t)
-	r.tune = func(n *Node) { n.movedGrace = 300 * time.Millisecond }
+	r.tune = func(n *Node) { n.movedGrace = 5 * time.Second }
 	r.join(7)
 	f := &fakeFirewall{rig: r, try: make(chan struct{}), let: map[netip.Addr]int{}}
 	r.firewall = f

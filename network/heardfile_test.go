@@ -79,13 +79,13 @@ func TestSubnetFileIsHeardOf(t *testing.T) {
 			for range 2 {
 				select { // After each time that it was put.
 				case <-listening:
-				case <-time.After(20 * time.Second):
+				case <-time.After(patience):
 					t.Fatal("it is not listened to the folder that there is")
 				}
 				if err := harm(k.path); err != nil {
 					t.Fatal(err)
 				}
-				for end := time.Now().Add(20 * time.Second); !says(k.path, env.Bytes()); time.Sleep(time.Millisecond) {
+				for end := time.Now().Add(patience); !says(k.path, env.Bytes()); time.Sleep(time.Millisecond) {
 					if time.Now().After(end) {
 						t.Fatal("it is not put back")
 					}
@@ -132,7 +132,7 @@ func TestUnheardSubnetFile(t *testing.T) {
 		t.Fatal(err)
 	}
 	<-tried
-	for end := time.Now().Add(20 * time.Second); logs.FilterMessageSnippet("heard of again").Len() != 1; time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(patience); logs.FilterMessageSnippet("heard of again").Len() != 1; time.Sleep(time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatalf("said %v", logs.All())
 		}

@@ -67,7 +67,7 @@ func TestSubnetFileIsPutBack(t *testing.T) {
 				if _, problem := k.status(); !strings.Contains(problem, harm.want) {
 					t.Errorf("harmed: %q, want %q", problem, harm.want)
 				}
-				for end := time.Now().Add(5 * time.Second); ; time.Sleep(time.Millisecond) {
+				for end := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
 					now, problem := k.status()
 					if problem == "" && now.Restored == times+1 {
 						break
@@ -111,7 +111,7 @@ func TestNodeKeepsItsSubnetFile(t *testing.T) {
 			if err := os.Remove(r.opts.SubnetFile); err != nil {
 				t.Fatal(err)
 			}
-			r.eventuallyIn(30*time.Second, "the file is back", func() bool {
+			r.eventually("the file is back", func() bool {
 				have, err := os.ReadFile(r.opts.SubnetFile)
 				return err == nil && bytes.Equal(have, whole)
 			})

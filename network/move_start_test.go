@@ -46,7 +46,7 @@ func TestStartFollowsItsUnderlay(t *testing.T) {
 			time.Sleep(lookLasts)
 			r.renumber("10.99.0.7")
 			tc.free(r)
-			r.eventuallyIn(15*time.Second, "it is ready", func() bool { return r.node.NotReady() == nil })
+			r.eventually("it is ready", func() bool { return r.node.NotReady() == nil })
 			r.eventually("it is where the host is", func() bool { return r.isAt("10.99.0.7", 1500) })
 			if _, own := r.own(); own.Created != own.Modified {
 				t.Errorf("its record was written more than once: %+v", own)

@@ -180,7 +180,7 @@ func (r *rig) stop() {
 			r.t.Errorf("run: %v", err)
 		}
 		r.done <- nil
-	case <-time.After(5 * time.Second):
+	case <-time.After(patience):
 		r.t.Fatal("does not end")
 	}
 }
@@ -192,7 +192,7 @@ func (r *rig) ready() {
 	case err := <-r.done:
 		r.done <- nil
 		r.t.Fatalf("ended: %v", err)
-	case <-time.After(5 * time.Second):
+	case <-time.After(patience):
 		r.t.Fatalf("not ready: %v", r.logs.All())
 	}
 }
@@ -204,16 +204,20 @@ func (r *rig) ends() error {
 	case err := <-r.done:
 		r.done <- nil
 		return err
-	case <-time.After(10 * time.Second):
+	case <-time.After(patience):
 		r.t.Fatalf("does not give up: %v", r.logs.All())
 		return nil
 	}
 }
 
+// patience is how long is waited for what must come: far longer than it takes, also on
+// a machine that is busy with other tests.
+const patience = time.Minute
+
 // eventually waits for a condition.
 func (r *rig) eventually(what string, is func() bool) {
 	r.t.Helper()
-	r.eventuallyIn(5*time.Second, what, is)
+	r.eventuallyIn(patience, what, is)
 }
 
 func (r *rig) eventuallyIn(limit time.Duration, what string, is func() bool) {

@@ -20,7 +20,7 @@ type pausable struct {
 	srv *etcdserver.Server
 }
 
-const shortPresence = 3 * time.Second
+const shortPresence = 8 * time.Second // A stall of some seconds must not end it.
 
 func startPausable(t *testing.T) *pausable {
 	t.Helper()
@@ -42,7 +42,7 @@ func startPausable(t *testing.T) *pausable {
 
 func (p *pausable) client() *etcd.Store {
 	p.t.Helper()
-	s, err := etcd.Open(p.t.Context(), etcd.Options{Endpoints: []string{p.srv.URL()}, PresenceTTL: shortPresence, RequestTimeout: time.Second})
+	s, err := etcd.Open(p.t.Context(), etcd.Options{Endpoints: []string{p.srv.URL()}, PresenceTTL: shortPresence, RequestTimeout: 2 * time.Second})
 	if err != nil {
 		p.t.Fatal(err)
 	}
@@ -85,7 +85,7 @@ func TestPauseOfEtcdLetsNobodyIn(t *testing.T) {
 	r.ready()
 	key, own := r.own()
 	clone := p.node("10.99.0.8", p.client())
-	clone.tune = func(n *Node) { n.settle = 3 * time.Second }
+	clone.tune = func(n *Node) { n.settle = shortPresence }
 	p.outlast(clone.start)
 	// Whether it comes too late to see that the first lives is a matter of luck.
 	clone.eventually("the clone is refused", func() bool { return len(clone.done) > 0 || clone.said("that of node1 (10.99.0.1)") })
@@ -127,6 +127,6 @@ func TestPresenceLostToATwinInAPauseOfEtcd(t *testing.T) {
 		t.Errorf("said %v", r.logs.All())
 	}
 	clone.stop()
-	r.eventuallyIn(4*shortPresence, "its record is its own", func() bool { k, l := r.own(); return k == key && l.SameContent(own) })
+	r.eventually("its record is its own", func() bool { k, l := r.own(); return k == key && l.SameContent(own) })
 	r.eventually("it is ready", func() bool { return r.node.NotReady() == nil })
 }

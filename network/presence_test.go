@@ -152,7 +152,7 @@ func TestRebootComesUpBesideItsEarlierLife(t *testing.T) {
 	r.start()
 	began := time.Now()
 	r.ready()
-	if took := time.Since(began); took > time.Second {
+	if took := time.Since(began); took > 20*time.Second { // The earlier life lapses after a minute.
 		t.Errorf("it took %s", took)
 	}
 	r.eventually("all peers are reached", func() bool { return r.reaches(second) && r.reaches(third) })

@@ -55,7 +55,7 @@ func (a asked) fails(text string, names ...string) {
 		}
 		return code == http.StatusServiceUnavailable && bad == len(names) && strings.Count(body, "[-]") == len(names) && strings.Contains(body, text)
 	}
-	for end := time.Now().Add(10 * time.Second); !ok(); time.Sleep(5 * time.Millisecond) {
+	for end := time.Now().Add(patience); !ok(); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(end) {
 			a.t.Fatalf("want 503 with %v failing and %q, have %d:\n%s", names, text, code, body)
 		}
@@ -66,7 +66,7 @@ func (a asked) well() {
 	a.t.Helper()
 	var code int
 	var body string
-	for end := time.Now().Add(10 * time.Second); code != http.StatusOK; time.Sleep(5 * time.Millisecond) {
+	for end := time.Now().Add(patience); code != http.StatusOK; time.Sleep(5 * time.Millisecond) {
 		if code, body = a.ready(); time.Now().After(end) {
 			a.t.Fatalf("want 200, have %d:\n%s", code, body)
 		}
@@ -362,7 +362,7 @@ func TestEachMetricMoves(t *testing.T) {
 	found := more("audit_findings_total")
 	// An audit that took long comes again late, and a dump for another reason may
 	// find first what it would have found.
-	r.eventuallyIn(time.Minute, "an audit finds what nobody announced", func() bool {
+	r.eventually("an audit finds what nobody announced", func() bool {
 		r.kernel.Silently(func(s *backend.State) { s.Drop(route) })
 		return found(look())
 	})

@@ -180,7 +180,7 @@ func TestMoveWaitsForTheStore(t *testing.T) {
 				r.eventually("its device moves at once", r.deviceAt("10.99.0.7"))
 				r.store.Away(false)
 			}
-			r.eventuallyIn(15*time.Second, "it is at the new address", func() bool { return r.isAt("10.99.0.7", 1500) })
+			r.eventually("it is at the new address", func() bool { return r.isAt("10.99.0.7", 1500) })
 			if n := r.count(underlayChanged); n != 1 {
 				t.Errorf("said %d times", n)
 			}
@@ -196,7 +196,7 @@ func TestMoveWaitsForTheAddress(t *testing.T) {
 	for name, end := range map[string]func(*rig, asked){
 		"the other goes": func(r *rig, _ asked) {
 			r.store.Vanish("node7")
-			r.eventuallyIn(15*time.Second, "it is at the new address", func() bool { return r.isAt("10.99.0.7", 1500) })
+			r.eventually("it is at the new address", func() bool { return r.isAt("10.99.0.7", 1500) })
 			want := []string{"underlay is to change", "record rewritten", underlayChanged}
 			if got := r.order(want...); !slices.Equal(got, want) {
 				r.t.Errorf("said in this order: %q", got)
@@ -271,9 +271,9 @@ func TestSlowLooksDelayNoMove(t *testing.T) {
 	r.ready()
 	r.host.lag.Store(int64(700 * time.Millisecond))
 	r.renumber("10.99.0.1", "10.99.0.7")
-	r.eventuallyIn(10*time.Second, "the record says the new address", r.recordAt("10.99.0.7"))
+	r.eventually("the record says the new address", r.recordAt("10.99.0.7"))
 	began := time.Now()
-	r.eventuallyIn(20*time.Second, "the device is there", r.deviceAt("10.99.0.7"))
+	r.eventually("the device is there", r.deviceAt("10.99.0.7"))
 	if took := time.Since(began); took > heardLate {
 		t.Errorf("the device followed its record after %s", took)
 	}
@@ -296,12 +296,12 @@ func TestMoveIsGivenUpForAWhile(t *testing.T) {
 	})
 	key, _ := r.own()
 	r.store.Delete(key)
-	r.eventuallyIn(15*time.Second, "its record is there again", r.recordAt("10.99.0.1"))
+	r.eventually("its record is there again", r.recordAt("10.99.0.1"))
 	if !r.deviceAt("10.99.0.1")() {
 		t.Error("its device is elsewhere")
 	}
 	r.store.Vanish("node7")
-	r.eventuallyIn(20*time.Second, "it is at the new address", func() bool { return r.isAt("10.99.0.7", 1500) })
+	r.eventually("it is at the new address", func() bool { return r.isAt("10.99.0.7", 1500) })
 	if n := r.count("peers cannot be told that the underlay is to be another: this node stays where it is while that serves"); n != 1 {
 		t.Errorf("said %d times", n)
 	}

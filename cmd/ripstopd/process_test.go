@@ -97,7 +97,7 @@ func startProcessAs(t *testing.T, as *syscall.SysProcAttr, env []string, args ..
 // says waits for a text in what the process says.
 func (p *process) says(want string) {
 	p.t.Helper()
-	for end := time.Now().Add(15 * time.Second); !strings.Contains(p.out.String(), want); time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); !strings.Contains(p.out.String(), want); time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(end) {
 			p.t.Fatalf("does not say %q:\n%s", want, p.out)
 		}
@@ -128,7 +128,7 @@ func client(t *testing.T, s *etcdserver.Server) *clientv3.Client {
 
 func put(t *testing.T, c *clientv3.Client, value string) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	if _, err := c.Put(ctx, "/coreos.com/network/config", value); err != nil {
 		t.Fatal(err)
@@ -173,7 +173,7 @@ func TestEndsAtOnceWithOneLine(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			p := startProcessAs(t, tc.as, tc.env, tc.args...)
-			if code := p.ends(10 * time.Second); code != tc.code {
+			if code := p.ends(time.Minute); code != tc.code {
 				t.Errorf("exit code %d, want %d", code, tc.code)
 			}
 			text := p.out.String()
@@ -252,7 +252,7 @@ func TestWaitingEndsWhenTheConfigComes(t *testing.T) {
 func TestVersionAndHelp(t *testing.T) {
 	for _, flag := range []string{"--version", "--help"} {
 		p := startProcess(t, nil, flag)
-		if code := p.ends(10 * time.Second); code != 0 || !strings.Contains(p.out.String(), "ripstopd ") {
+		if code := p.ends(time.Minute); code != 0 || !strings.Contains(p.out.String(), "ripstopd ") {
 			t.Errorf("%s: code %d:\n%s", flag, code, p.out)
 		}
 	}
@@ -260,7 +260,7 @@ func TestVersionAndHelp(t *testing.T) {
 
 func enableAuth(t *testing.T, c *clientv3.Client) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	_, err1 := c.UserAdd(ctx, "root", "secret")
 	_, err2 := c.UserGrantRole(ctx, "root", "root")

@@ -35,7 +35,7 @@ func TestLogsAreForWhoReadsThem(t *testing.T) {
 			t.Fatal(err)
 		}
 		_ = in.Close()
-		told := time.AfterFunc(20*time.Second, func() { _ = cmd.Process.Kill() })
+		told := time.AfterFunc(time.Minute, func() { _ = cmd.Process.Kill() })
 		defer told.Stop()
 		for text := bufio.NewReader(out); ; {
 			line, err := text.ReadString('\n')

@@ -71,7 +71,7 @@ func onLinux(t *testing.T, n int) *real {
 	r.want = backend.NewState(owe...)
 	start := time.Now()
 	r.loop.Update(1, nil, owe)
-	wait, stop := context.WithTimeout(ctx, time.Minute)
+	wait, stop := context.WithTimeout(ctx, 5*time.Minute)
 	defer stop()
 	if err := r.loop.WaitFor(wait, 1); err != nil {
 		t.Fatal(err)
@@ -93,9 +93,9 @@ func (r *real) dump() *backend.State {
 // healed waits until the kernel holds what is wanted.
 func (r *real) healed() {
 	r.t.Helper()
-	for end := time.Now().Add(20 * time.Second); !r.dump().Equal(r.want); {
+	for end := time.Now().Add(time.Minute); !r.dump().Equal(r.want); {
 		if time.Now().After(end) {
-			r.t.Fatalf("not healed after 20 s: %+v", r.loop.Stats())
+			r.t.Fatalf("not healed after a minute: %+v", r.loop.Stats())
 		}
 	}
 }
@@ -110,8 +110,8 @@ func (r *real) settled(before Stats) (last time.Time) {
 		if now := r.loop.Stats(); now.Ops != seen.Ops {
 			seen, last = now, time.Now()
 		}
-		if time.Since(start) > 30*time.Second {
-			r.t.Fatalf("not mended after 30 s: %+v", r.loop.Stats())
+		if time.Since(start) > 2*time.Minute {
+			r.t.Fatalf("not mended after two minutes: %+v", r.loop.Stats())
 		}
 	}
 	return last
@@ -174,7 +174,7 @@ func TestHealsOnLinux(t *testing.T) {
 		peers = 3000
 	}
 	r := onLinux(t, peers)
-	r.quiet(10 * time.Second)
+	r.quiet(time.Minute)
 	one := far(1234)
 	all := func(kind backend.Kind) []backend.Entry { return slices.Collect(r.want.OfKind(kind)) }
 	thousand := func(at int) (out []backend.Entry) {
@@ -229,7 +229,7 @@ func TestHealsOnLinux(t *testing.T) {
 		took := max(0, r.settled(before).Sub(done))
 		r.healed()
 		stats := r.loop.Stats()
-		if !r.quiet(10 * time.Second) {
+		if !r.quiet(time.Minute) {
 			t.Errorf("%s: no idle second without an event", fault.name)
 		}
 		t.Logf("%-36s deed %6v  healed after %6v  (drift %d, dumps %d)", fault.name, done.Sub(start).Round(100*time.Microsecond),
@@ -261,7 +261,7 @@ func TestHealsLeaveNoMemory(t *testing.T) {
 			n := from + i
 			before := r.loop.Stats()
 			r.remove(far(n % peers)[n/7%2])
-			for end := time.Now().Add(5 * time.Second); r.loop.Stats().Drift == before.Drift; time.Sleep(time.Millisecond / 2) {
+			for end := time.Now().Add(time.Minute); r.loop.Stats().Drift == before.Drift; time.Sleep(time.Millisecond / 2) {
 				if time.Now().After(end) {
 					t.Fatalf("heal %d: %+v", i, r.loop.Stats())
 				}
@@ -289,7 +289,7 @@ func TestHealsLeaveNoMemory(t *testing.T) {
 // anything.
 func TestNoEventWhenIdle(t *testing.T) {
 	r := onLinux(t, 100)
-	if !r.quiet(5 * time.Second) {
+	if !r.quiet(time.Minute) {
 		t.Error("no idle second without an event")
 	}
 	kerneltest.Do(t, r.ns, func() error { // Something of the kernel's own making.
@@ -310,7 +310,7 @@ func TestNoEventWhenIdle(t *testing.T) {
 
 // TestFreedWayIsTakenAtOnceOnLinux: whichever way another's route goes, also with
 // its link and unannounced. The entry has been failing for so long by then that
-// its own next try is more than a second away.
+// its own next try is more than three seconds away.
 func TestFreedWayIsTakenAtOnceOnLinux(t *testing.T) {
 	for name, free := range map[string]func(netlink.Link, *netlink.Route) error{
 		"route deleted": func(_ netlink.Link, route *netlink.Route) error { return netlink.RouteDel(route) },
@@ -331,7 +331,7 @@ func TestFreedWayIsTakenAtOnceOnLinux(t *testing.T) {
 				return netlink.RouteAdd(route)
 			})
 			r.loop.Update(2, nil, late)
-			for end := time.Now().Add(30 * time.Second); r.loop.Stats().Failures < 7; time.Sleep(10 * time.Millisecond) {
+			for end := time.Now().Add(2 * time.Minute); r.loop.Stats().Failures < 7; time.Sleep(10 * time.Millisecond) {
 				if time.Now().After(end) {
 					t.Fatalf("stats: %+v", r.loop.Stats())
 				}
@@ -339,8 +339,8 @@ func TestFreedWayIsTakenAtOnceOnLinux(t *testing.T) {
 			start := time.Now()
 			kerneltest.Do(t, r.ns, func() error { return free(foreign, route) })
 			for r.loop.Stats().Failing != 0 {
-				if time.Since(start) > time.Second {
-					t.Fatalf("not made after a second: %+v", r.loop.Stats())
+				if time.Since(start) > 3*time.Second {
+					t.Fatalf("not made after three seconds: %+v", r.loop.Stats())
 				}
 				time.Sleep(time.Millisecond)
 			}

@@ -5,7 +5,6 @@ import (
 	"net/netip"
 	"slices"
 	"testing"
-	"time"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
@@ -166,26 +165,26 @@ func TestKeepsForwardRules(t *testing.T) {
 	w.base(forwardChain, 0, dropPolicy)
 	w.done()
 	ours := func() bool { return slices.Equal(c.text(t, keyForward), []string{ourSource, ourDestination}) }
-	eventually(t, time.Second, "the rules are there", ours)
+	eventually(t, "the rules are there", ours)
 	c.nft.FlushChain(&nftables.Chain{Table: filterIP, Name: forwardChain})
 	w.done()
-	eventually(t, time.Second, "the rules are there again", ours)
+	eventually(t, "the rules are there again", ours)
 	w.base("late", 0, dropPolicy) // Not iptables', so not to be changed.
 	w.done()
-	eventually(t, time.Second, "the other chain is told", func() bool {
+	eventually(t, "the other chain is told", func() bool {
 		s := f.Status(t.Context()).Findings
 		return len(s) == 1 && s[0].Chain == "late" && s[0].Rule == "policy drop" && s[0].Certain
 	})
 	c.nft.DelChain(&nftables.Chain{Table: filterIP, Name: "late"})
 	w.base(forwardChain, 0, acceptPolicy)
 	w.done()
-	eventually(t, time.Second, "the rules are gone", func() bool { return len(c.text(t, keyForward)) == 0 })
-	eventually(t, time.Second, "nothing is told any more", func() bool { return len(f.Status(t.Context()).Findings) == 0 })
+	eventually(t, "the rules are gone", func() bool { return len(c.text(t, keyForward)) == 0 })
+	eventually(t, "nothing is told any more", func() bool { return len(f.Status(t.Context()).Findings) == 0 })
 	off := everything
 	off.ForwardRules = false
 	w.base(forwardChain, 0, dropPolicy)
 	w.done()
-	eventually(t, time.Second, "the rules are there once more", ours)
+	eventually(t, "the rules are there once more", ours)
 	stop()
 	quiet := openedIn(t, ns, off, networks["ipv4"])
 	quiet.Update(nil, addrs(0, 3))
@@ -213,7 +212,7 @@ func TestIdleMakesNoEvent(t *testing.T) {
 	listener.heard.take()
 	events := make(chan error, 1)
 	go func() { events <- listener.listen(ctx) }()
-	eventually(t, 5*time.Second, "the listener listens", func() bool { o, _, _ := listener.heard.take(); return o })
+	eventually(t, "the listener listens", func() bool { o, _, _ := listener.heard.take(); return o })
 	running(t, f)
 	before := f.Status(t.Context()).Writes
 	for range 50 {
@@ -230,7 +229,7 @@ func TestIdleMakesNoEvent(t *testing.T) {
 	}
 	c.nft.FlushChain(&nftables.Chain{Table: filterIP, Name: forwardChain})
 	w.done()
-	eventually(t, 5*time.Second, "an event is heard", func() bool { return listener.events.Load() > 0 })
+	eventually(t, "an event is heard", func() bool { return listener.events.Load() > 0 })
 	cancel()
 	if err := <-events; err != nil {
 		t.Error(err)

@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"testing"
-	"time"
 
 	"github.com/mdlayher/netlink"
 	"go.uber.org/zap"
@@ -62,7 +61,7 @@ func TestRefusedIsToldAndTriedAgain(t *testing.T) {
 	if r := f.Report(t.Context()); !r.Kept || r.Problem == "" {
 		t.Errorf("report: %+v", r)
 	}
-	eventually(t, 10*time.Second, "it is tried several times", func() bool {
+	eventually(t, "it is tried several times", func() bool {
 		<-f.turn
 		defer func() { f.turn <- struct{}{} }()
 		return f.tries > 3
@@ -72,7 +71,7 @@ func TestRefusedIsToldAndTriedAgain(t *testing.T) {
 	}
 	other.close()
 	c := outside(t, ns)
-	eventually(t, 10*time.Second, "the table is there with the peers of now", func() bool {
+	eventually(t, "the table is there with the peers of now", func() bool {
 		return c.must(t).peers.len() == 3 && f.Status(t.Context()).Err == nil
 	})
 	if n := logs.FilterMessageSnippet("right again").Len(); n != 1 {

@@ -15,7 +15,7 @@ func TestReport(t *testing.T) {
 	c := outside(t, ns)
 	told := func(what string, is func(status.Firewall) bool) {
 		t.Helper()
-		eventually(t, 5*time.Second, what, func() bool { return is(f.Report(t.Context())) })
+		eventually(t, what, func() bool { return is(f.Report(t.Context())) })
 	}
 	told("the rules", func(r status.Firewall) bool {
 		return r.Kept && r.Guard && r.Problem == "" && r.Peers == 3 && r.Writes > 0 && r.Heals == 0 && r.LastHeal.IsZero() && len(r.Findings) == 0
@@ -47,7 +47,7 @@ func TestReport(t *testing.T) {
 		if r.Peers != 3 {
 			t.Errorf("while a pass is at work: %+v", r)
 		}
-	case <-time.After(5 * time.Second):
+	case <-time.After(patience):
 		t.Error("it waits for the pass")
 	}
 	f.turn <- struct{}{}

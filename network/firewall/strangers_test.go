@@ -45,7 +45,7 @@ func TestStrangersAreNamed(t *testing.T) {
 	f, ns := opened(t, everything, networks["dual"])
 	f.Update(nil, []netip.Addr{netip.MustParseAddr("127.0.0.2")})
 	running(t, f)
-	eventually(t, 5*time.Second, "the events of the start are over", func() bool {
+	eventually(t, "the events of the start are over", func() bool {
 		before := f.events.Load()
 		time.Sleep(50 * time.Millisecond)
 		return f.events.Load() == before
