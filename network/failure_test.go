@@ -410,6 +410,82 @@ func TestSnapshotThatMustNotStandIn(t *testing.T) {
 	}
 }
 
+// TestClockThatIsSetWhileAStartWaits: after a boot the clock may be wrong, and what was
+// saved seem to be of the future or to have run out. It serves as soon as it is right.
+func TestClockThatIsSetWhileAStartWaits(t *testing.T) {
+	for name, tc := range map[string]struct {
+		off  time.Duration
+		says string
+	}{
+		"ahead":  {48 * time.Hour, "may have run out"},
+		"behind": {-48 * time.Hour, "takes for the future"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t)
+			second := r.join(2)
+			r.start()
+			r.ready()
+			r.savesItsLease()
+			r.stop()
+			r.store.Away(true)
+			r.kernel.Ops()
+			var off atomic.Int64
+			off.Store(int64(tc.off))
+			r.tune = func(n *Node) {
+				n.clock = func() time.Time { return time.Now().Add(time.Duration(off.Load())) }
+			}
+			r.start()
+			r.eventuallyIn(30*time.Second, "it says why", func() bool { return r.said(tc.says) })
+			lists := r.lists.Load()
+			r.eventuallyIn(30*time.Second, "it has asked the store again", func() bool { return r.lists.Load() > lists+1 })
+			if r.said("starting with what was saved") {
+				t.Errorf("said %v", r.logs.All())
+			}
+			off.Store(0)
+			r.eventuallyIn(30*time.Second, "it is ready", func() bool { return r.node.NotReady() == nil })
+			if ops := r.kernel.Ops(); len(ops) != 0 || !r.reaches(second) || r.count("starting with what was saved") != 1 {
+				t.Errorf("ops %v, said %v", ops, r.logs.All())
+			}
+			r.store.Away(false)
+			r.eventuallyIn(30*time.Second, "the lease is taken up", func() bool { return r.said("lease held") })
+		})
+	}
+}
+
+// TestClockThatIsSetBeforeAStartDoesWithout: what seemed to last has run out by the clock
+// that is right, when the wait for the store is over.
+func TestClockThatIsSetBeforeAStartDoesWithout(t *testing.T) {
+	r := newRig(t)
+	r.join(2)
+	r.start()
+	r.ready()
+	r.savesItsLease()
+	r.stop()
+	r.store.Away(true)
+	r.kernel.Ops()
+	asked := r.lists.Load()
+	r.tune = func(n *Node) {
+		n.clock = func() time.Time {
+			if r.lists.Load() == asked {
+				return time.Now()
+			}
+			return time.Now().Add(48 * time.Hour)
+		}
+	}
+	r.start()
+	r.eventuallyIn(30*time.Second, "it says why it waits", func() bool { return r.said("may have run out") })
+	patience := time.Now().Add(2 * r.node.firstListing)
+	lists := r.lists.Load()
+	r.eventuallyIn(30*time.Second, "it has asked the store again, for longer than it is patient", func() bool {
+		return r.lists.Load() > lists+1 && time.Now().After(patience)
+	})
+	if ops := r.kernel.Ops(); len(ops) != 0 || r.said("starting with what was saved") {
+		t.Errorf("ops %v, said %v", ops, r.logs.All())
+	}
+	r.store.Away(false)
+	r.eventuallyIn(30*time.Second, "it is ready", func() bool { return r.node.NotReady() == nil })
+}
+
 // TestHarmedSnapshotIsSaidOnceAndPassedOver also takes an old file of another name for none.
 func TestHarmedSnapshotIsSaidOnceAndPassedOver(t *testing.T) {
 	for name, text := range map[string]string{"torn": snapshotVersion, "alien": "{}", "newer": "ripstop snapshot 2 00\n", "empty": ""} {

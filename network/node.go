@@ -107,6 +107,7 @@ type Node struct {
 	// What tests make shorter.
 	firstListing, firstOfBoot, settle, movedGrace, pendingFor, retryMove time.Duration
 
+	clock   func() time.Time // The host's, which may be wrong.
 	file    *keptFile
 	view    view
 	tracker status.Tracker
@@ -137,6 +138,7 @@ func New(opts Options, store subnet.Store, presence subnet.Presence, kernel back
 	n := &Node{
 		opts: opts, presence: presence, kernel: kernel, host: host, firewall: noFirewall{}, settings: noSettings{}, log: log, ready: make(chan struct{}),
 		firstListing: firstListing, firstOfBoot: firstOfBoot, settle: settleTime, movedGrace: movedGrace, pendingFor: pendingFor, retryMove: retryMove,
+		clock: time.Now,
 	}
 	n.file = newKeptFile(opts.SubnetFile, log)
 	n.sight = newSight(host, opts.Underlay, opts.StoreAddresses)
@@ -409,28 +411,44 @@ func parseConfig(text []byte) (c chosenConfig, err error) {
 	return c, err
 }
 
+// errWithout ends the wait for a store that what was saved stands in for.
+var errWithout = errors.New("the store is done without")
+
 // config waits for the network config. One that is malformed is an error,
 // unless the config that this node last worked with is there to go on with; that
 // serves also where the store has none, as after a wipe, if the node's lease
 // cannot have run out. Where the store does not answer within the patience and the
 // saved snapshot can stand in for it, that is what it returns, and alone; nor does it
-// end then where the store refuses.
+// end then where the store refuses. Whether it can is asked with each try: after a boot
+// the clock may be wrong, and be set while the node waits.
 func (n *Node) config(ctx context.Context, saved *snapshot, patience time.Duration) (c chosenConfig, alone bool, err error) {
-	limited := ctx
 	var old chosenConfig
-	unfit := errNoSnapshot
-	if saved != nil {
-		if old, unfit = saved.fit(time.Now()); unfit == nil {
+	var last error // What the store said: the end of the patience tells nothing.
+	began, unfit := time.Now(), errNoSnapshot
+	without := func() bool {
+		if saved != nil {
+			old, unfit = saved.fit(n.clock())
+		}
+		return unfit == nil && last != nil && time.Since(began) >= patience
+	}
+	over := make(chan struct{}, 1)
+	defer time.AfterFunc(patience, func() { signal(over) }).Stop()
+	err = n.until(ctx, "network config", over, func() error {
+		if without() {
+			return final(errWithout)
+		}
+		limited := ctx
+		if left := patience - time.Since(began); unfit == nil && left > 0 {
 			var cancel context.CancelFunc
-			limited, cancel = context.WithTimeout(ctx, patience)
+			limited, cancel = context.WithTimeout(ctx, left)
 			defer cancel()
 		}
-	}
-	var last error // What the store said: the end of the patience tells nothing.
-	err = n.until(limited, "network config", nil, func() error {
 		seen, err := n.store.List(limited)
-		if err != nil && limited.Err() == nil || last == nil {
+		if err == nil || limited.Err() == nil || last == nil {
 			last = err
+		}
+		if without() {
+			return final(errWithout)
 		}
 		switch {
 		case err != nil && saved != nil && unfit != nil && ctx.Err() == nil && !errors.Is(err, subnet.ErrRefused):
@@ -463,7 +481,7 @@ func (n *Node) config(ctx context.Context, saved *snapshot, patience time.Durati
 		c = lastGood
 		return nil
 	})
-	if err != nil && unfit == nil && ctx.Err() == nil && limited.Err() != nil {
+	if errors.Is(err, errWithout) {
 		n.log.Warn("starting with what was saved", append(saved.fields(), zap.Error(last))...)
 		return old, true, nil
 	}
