@@ -486,6 +486,41 @@ func TestClockThatIsSetBeforeAStartDoesWithout(t *testing.T) {
 	r.eventuallyIn(30*time.Second, "it is ready", func() bool { return r.node.NotReady() == nil })
 }
 
+// TestStartByALeaseThatHasRunOut, as by a clock that is behind: the subnet was given to
+// another before the store went away, and is left to that one as soon as it is known.
+func TestStartByALeaseThatHasRunOut(t *testing.T) {
+	r := newRig(t)
+	second := r.join(2)
+	r.start()
+	r.ready()
+	r.savesItsLease()
+	r.stop()
+	key, own := r.own()
+	holder := own
+	holder.Node, holder.Endpoints[0].PublicIP, holder.Endpoints[0].MAC = "node9", netip.MustParseAddr("10.99.0.9"), subnet.MAC{2, 9}
+	r.store.Put(key, holder.Record(), true)
+	r.store.Away(true)
+	r.start()
+	r.ready()
+	if !r.said("starting with what was saved") {
+		t.Errorf("said %v", r.logs.All())
+	}
+	r.store.Away(false)
+	r.eventuallyIn(30*time.Second, "it is not ready", func() bool { return r.node.NotReady() != nil })
+	if err := r.node.NotReady(); err == nil || !strings.Contains(err.Error(), "node9") {
+		t.Errorf("not ready: %v", err)
+	}
+	if record, there := r.store.Record(key); !there || string(record) != string(holder.Record()) {
+		t.Errorf("the record is %s", record)
+	}
+	if now := r.kernel.State().String(); !r.reaches(second) || strings.Contains(now, holder.Endpoints[0].MAC.String()) {
+		t.Errorf("kernel:\n%s", now)
+	}
+	r.store.Delete(key)
+	r.eventuallyIn(30*time.Second, "it is claimed", func() bool { k, l := r.own(); return k == key && l.SameContent(own) })
+	r.eventuallyIn(30*time.Second, "it is ready", func() bool { return r.node.NotReady() == nil })
+}
+
 // TestHarmedSnapshotIsSaidOnceAndPassedOver also takes an old file of another name for none.
 func TestHarmedSnapshotIsSaidOnceAndPassedOver(t *testing.T) {
 	for name, text := range map[string]string{"torn": snapshotVersion, "alien": "{}", "newer": "ripstop snapshot 2 00\n", "empty": ""} {
