@@ -162,7 +162,7 @@ func TestBeginMeetsUpdate(t *testing.T) {
 		defer close(updated)
 		f.Update(nil, addrs(3, 2))
 	}()
-	eventually(t, 30*time.Second, "the update is counted", func() bool {
+	eventually(t, "the update is counted", func() bool {
 		f.mu.Lock()
 		defer f.mu.Unlock()
 		return f.peers.len() == 5
