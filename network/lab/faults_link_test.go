@@ -22,8 +22,13 @@ func (l *storeLab) outlast(t *testing.T) {
 	time.Sleep(linkDown)
 	if l.alone {
 		t.Logf("noticed after %s", (linkDown + l.awaitStale(t)).Round(time.Millisecond))
+		beSeen()
 	}
 }
+
+// beSeen leaves what the status shows for a moment as it is: the look at it comes by now
+// and then.
+func beSeen() { time.Sleep(calm) }
 
 // storePaused lets etcd stand still, which tells its clients nothing.
 func (l *storeLab) storePaused(t *testing.T) time.Duration {

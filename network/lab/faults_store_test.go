@@ -299,6 +299,7 @@ func (l *storeLab) wipedForGood(t *testing.T) time.Duration {
 	}
 	l.must(t, l.put(t, ghostKey, ghostRecord(0))) // The other hosts hold it for longer.
 	l.forgetGhost(t)
+	beSeen() // The count of holds that expired ends with the daemon.
 	l.first.DaemonArgs = nil
 	l.must(t, l.first.RestartDaemon(t.Context(), unix.SIGTERM))
 	return took
