@@ -347,7 +347,7 @@ func BenchmarkReturn(b *testing.B) {
 		l := peerLease(2)
 		l.Node = fmt.Sprint("node", n+2)
 		l.Subnets[V4] = addrPrefix(n)
-		l.Endpoints[V4] = Endpoint{netip.MustParseAddr("192.0.2.2"), 1, MAC{2, 0, 0, byte(n >> 16), byte(n >> 8), byte(n)}, false}
+		l.Endpoints[V4] = Endpoint{netip.AddrFrom4([4]byte{192, byte(n >> 16), byte(n >> 8), byte(n)}), 1, MAC{2, 0, 0, byte(n >> 16), byte(n >> 8), byte(n)}, false}
 		c.Leases = append(c.Leases, l)
 	}
 	c.Whole, c.Epoch = true, "old"

@@ -2,7 +2,9 @@ package subnet
 
 // index finds numbers by a key that is not kept in it but where the numbers
 // lead: a hash table of four bytes for each, with linear probing. A map of the
-// keys would be many times as large. The zero index is empty; hash must be set
+// keys would be many times as large. Numbers of one key are gone through one by one, so
+// they must be few, as two leases of one public address are, of which only one can be
+// right. The zero index is empty; hash must be set
 // before it is used.
 type index struct {
 	// slots have a number and one more, or 0 for none. Their count is a power of

@@ -9,6 +9,7 @@ import (
 	"golang.org/x/term"
 
 	"github.com/ripstop-net/ripstop/network/doctor"
+	"github.com/ripstop-net/ripstop/network/status"
 )
 
 var severityColours = map[doctor.Severity]colour{doctor.OK: green, doctor.Note: plain, doctor.Warning: yellow, doctor.Failure: red}
@@ -54,10 +55,10 @@ func showVerdicts(s screen, verdicts []doctor.Verdict, wide bool) {
 
 // sum is the last line. It says that all is well only where nothing else was said.
 func sum(counts map[doctor.Severity]int) string {
-	notes := count(counts[doctor.Note], "note", "notes")
+	notes := status.Count(counts[doctor.Note], "note", "notes")
 	switch {
 	case counts[doctor.Failure]+counts[doctor.Warning] > 0:
-		text := count(counts[doctor.Failure], "failure", "failures") + ", " + count(counts[doctor.Warning], "warning", "warnings")
+		text := status.Count(counts[doctor.Failure], "failure", "failures") + ", " + status.Count(counts[doctor.Warning], "warning", "warnings")
 		if counts[doctor.Note] > 0 {
 			text += ", " + notes
 		}

@@ -127,12 +127,12 @@ func listPeers(s screen, p status.Page, wide bool) {
 		fmt.Fprintln(s.to, "no peers: no other node has a lease that this one can use")
 		return
 	case len(rows) == 0:
-		fmt.Fprintf(s.to, "none of %s\n", count(p.Total, "peer", "peers"))
+		fmt.Fprintf(s.to, "none of %s\n", status.Count(p.Total, "peer", "peers"))
 		return
 	}
 	s.table(heads, rows)
 	if len(p.Peers) < p.Total {
-		fmt.Fprintf(s.to, "%d of %s\n", len(p.Peers), count(p.Total, "peer", "peers"))
+		fmt.Fprintf(s.to, "%d of %s\n", len(p.Peers), status.Count(p.Total, "peer", "peers"))
 	}
 	if p.Backend == leasesOnly {
 		for _, line := range wrap("Backend alloc: this node leases a subnet, and makes no way to others.", s.width) {

@@ -90,7 +90,7 @@ func showStatus(s screen, st status.Status, now time.Time, wide bool) {
 	showProbing(s, st.Probing, now)
 	file := st.SubnetFile.Path
 	if n := st.SubnetFile.Restored; n > 0 {
-		file += fmt.Sprintf(", put back %s after another hand", count(int(n), "time", "times"))
+		file += fmt.Sprintf(", put back %s after another hand", status.Count(int(n), "time", "times"))
 	}
 	s.field("Subnet file", plain, file)
 	if d := st.Daemon; d.ListenProblem != "" {
@@ -116,14 +116,14 @@ func showPeers(s screen, p status.Peers, backend string) {
 	if p.PassedOver == 0 {
 		return
 	}
-	s.field("", yellow, count(p.PassedOver, "record in the store is", "records in the store are")+" passed over:")
+	s.field("", yellow, status.Count(p.PassedOver, "record in the store is", "records in the store are")+" passed over:")
 	for _, r := range p.Records {
 		s.field("", yellow, "  "+r.Key+": "+r.Reason)
 	}
 }
 
 func showLoop(s screen, l status.Loop, now time.Time, wide bool) {
-	text := fmt.Sprintf("%d entries wanted", l.Wanted)
+	text := status.Count(l.Wanted, "entry", "entries") + " wanted"
 	if !l.LastPass.IsZero() {
 		text += fmt.Sprintf(", last pass %s ago took %s", ago(l.LastPass, now), seconds(l.LastSeconds))
 	}
@@ -131,10 +131,10 @@ func showLoop(s screen, l status.Loop, now time.Time, wide bool) {
 	if l.Unread != "" {
 		s.field("", red, l.Unread)
 	}
-	s.field("Drift", plain, count(int(l.Drift), "entry", "entries")+" mended that an outside hand had changed")
+	s.field("Drift", plain, status.Count(int(l.Drift), "entry", "entries")+" mended that an outside hand had changed")
 	if l.Failing+l.Fought > 0 {
 		s.field("Problems", red, fmt.Sprintf("%s cannot be had, %s by an outside hand again and again",
-			count(l.Failing, "entry", "entries"), count(l.Fought, "is undone", "are undone")))
+			status.Count(l.Failing, "entry", "entries"), status.Count(l.Fought, "is undone", "are undone")))
 	}
 	foreign := false
 	for _, p := range l.Problems {
@@ -168,7 +168,7 @@ func showHost(s screen, h status.Host, now time.Time) {
 	}
 	text := strings.Join(parts, ", ")
 	if h.Restored > 0 {
-		text += fmt.Sprintf("; put back %s after another hand, last %s ago", count(int(h.Restored), "time", "times"), ago(h.LastRestored, now))
+		text += fmt.Sprintf("; put back %s after another hand, last %s ago", status.Count(int(h.Restored), "time", "times"), ago(h.LastRestored, now))
 	}
 	if h.Problem != "" {
 		text += "; " + h.Problem
@@ -186,15 +186,15 @@ func showFirewall(s screen, f status.Firewall, now time.Time, wide bool) {
 	case f.Problem != "":
 		text = "rules are not as wanted: " + f.Problem
 	case f.Heals > 0:
-		text += fmt.Sprintf(", put back %s after another hand, last %s ago", count(int(f.Heals), "time", "times"), ago(f.LastHeal, now))
+		text += fmt.Sprintf(", put back %s after another hand, last %s ago", status.Count(int(f.Heals), "time", "times"), ago(f.LastHeal, now))
 	}
 	s.field("Firewall", badIf(f.Problem != ""), text)
 	guard, c := "off: the tunnel's packets are let in from anywhere", plain
 	if f.Guard {
-		guard = fmt.Sprintf("lets in %s of peers", count(f.Peers, "address", "addresses"))
+		guard = fmt.Sprintf("lets in %s of peers", status.Count(f.Peers, "address", "addresses"))
 		if f.Dropped > 0 {
 			c = yellow
-			guard += fmt.Sprintf("; dropped %s of others", count(int(f.Dropped), "packet", "packets"))
+			guard += fmt.Sprintf("; dropped %s of others", status.Count(int(f.Dropped), "packet", "packets"))
 			if len(f.Strangers) > 0 {
 				guard += ", lately from " + strangers(f.Strangers)
 			}
@@ -210,7 +210,7 @@ func showFirewall(s screen, f status.Firewall, now time.Time, wide bool) {
 		s.field("", plain, "mend it with: "+r.Mend)
 	}
 	if wide {
-		s.field("Rules", plain, count(int(f.Writes), "change", "changes")+" made")
+		s.field("Rules", plain, status.Count(int(f.Writes), "change", "changes")+" made")
 	}
 }
 
@@ -247,10 +247,10 @@ func showProbing(s screen, p status.Probing, now time.Time) {
 		s.field("", red, fmt.Sprintf("for %s nearly no peer has answered on any layer: 'ripstop doctor' looks why", ago(p.CutOff, now)))
 	}
 	for _, q := range p.Silent {
-		s.field("", red, fmt.Sprintf("%s (%s) does not answer on the %s for %s, asked %s: %s", q.Node, list(q.Subnets), q.Layer, ago(q.Since, now), count(q.Asked, "time", "times"), q.Reason))
+		s.field("", red, fmt.Sprintf("%s (%s) does not answer on the %s for %s, asked %s: %s", q.Node, list(q.Subnets), q.Layer, ago(q.Since, now), status.Count(q.Asked, "time", "times"), q.Reason))
 	}
 	if p.Unnamed > 0 {
-		s.field("", yellow, fmt.Sprintf("others did not answer %s", count(int(p.Unnamed), "time", "times")))
+		s.field("", yellow, fmt.Sprintf("others did not answer %s", status.Count(int(p.Unnamed), "time", "times")))
 	}
 }
 
@@ -326,13 +326,6 @@ func seconds(s float64) string {
 		return d.Round(time.Microsecond).String()
 	}
 	return d.Round(time.Millisecond / 10).String()
-}
-
-func count(n int, one, many string) string {
-	if n == 1 {
-		return "1 " + one
-	}
-	return fmt.Sprintf("%d %s", n, many)
 }
 
 func clock(t time.Time) string { return t.Format("2006-01-02 15:04:05") }

@@ -95,12 +95,12 @@ func judgeStarts(c *Scene) []Verdict {
 	last, first := lately[0], lately[len(lately)-1]
 	minutes := int(c.At.Sub(first)/time.Minute) + 1
 	v := Verdict{
-		Severity: Failure, Summary: fmt.Sprintf("ripstopd does not stay up: it was started %d times within %s", len(lately), count(minutes, "minute", "minutes")),
+		Severity: Failure, Summary: fmt.Sprintf("ripstopd does not stay up: it was started %d times within %s", len(lately), status.Count(minutes, "minute", "minutes")),
 		Evidence: []string{fmt.Sprintf("the last start was %s ago", c.At.Sub(last).Truncate(time.Second))},
 		Remedy:   []string{"Its log says why it ended, before each start:", Command("journalctl -u ripstopd -n 100")},
 	}
 	if unready > 0 {
-		v.Evidence = append(v.Evidence, fmt.Sprintf("it was told to end %s before it was ready, by hand or by who found it so", count(unready, "time", "times")))
+		v.Evidence = append(v.Evidence, fmt.Sprintf("it was told to end %s before it was ready, by hand or by who found it so", status.Count(unready, "time", "times")))
 	}
 	if c.StatusErr != nil {
 		v.Evidence = append(v.Evidence, c.StatusErr.Error())
@@ -150,11 +150,11 @@ func judgeSilent(p status.Probing, now time.Time) (out []Verdict) {
 		if !slices.Contains(names, name) {
 			names = append(names, name)
 		}
-		lines = append(lines, fmt.Sprintf("%s does not answer by the %s for %s, asked %s: %s", name, q.Layer, now.Sub(q.Since).Truncate(time.Second), count(q.Asked, "time", "times"), q.Reason))
+		lines = append(lines, fmt.Sprintf("%s does not answer by the %s for %s, asked %s: %s", name, q.Layer, now.Sub(q.Since).Truncate(time.Second), status.Count(q.Asked, "time", "times"), q.Reason))
 	}
 	if len(names) > 0 {
 		out = append(out, Verdict{
-			Severity: Note, Summary: fmt.Sprintf("%s not answered this node's probing when last asked: %s", count(len(names), "peer has", "peers have"), strings.Join(first(names), ", ")), Evidence: first(lines),
+			Severity: Note, Summary: fmt.Sprintf("%s not answered this node's probing when last asked: %s", status.Count(len(names), "peer has", "peers have"), strings.Join(first(names), ", ")), Evidence: first(lines),
 			Remedy: []string{fmt.Sprintf("The check 'path' looks at these before others; at %s:", names[0]), Command("ripstop doctor --check path --peer %s", names[0])},
 		})
 	}

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/ripstop-net/ripstop/backend"
+	"github.com/ripstop-net/ripstop/network/status"
 	"github.com/ripstop-net/ripstop/subnet"
 )
 
@@ -265,7 +266,7 @@ func judgeEntries(c *Scene, ops []backend.Op) []Verdict {
 	if !c.Options.Means().Carries() {
 		return nil
 	}
-	return well("the kernel has the entries of all %s, by %s", count(c.mirror.Count(), "peer", "peers"), c.Source)
+	return well("the kernel has the entries of all %s, by %s", status.Count(c.mirror.Count(), "peer", "peers"), c.Source)
 }
 
 // kept says why a daemon may leave what no record owes.

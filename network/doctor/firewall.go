@@ -77,7 +77,7 @@ func judgeFirewall(c *Scene, n Filtered, r Rules) []Verdict {
 		out = append(out, Verdict{Severity: Warning, Summary: "nftables table inet ripstop is not as it should be", Evidence: first(r.Wrong), Remedy: heals(c)})
 	}
 	if r.ShutAll > 0 {
-		v := Verdict{Severity: Failure, Summary: fmt.Sprintf("the guard drops what %s sent", count(r.ShutAll, "peer has", "peers have")), Remedy: heals(c)}
+		v := Verdict{Severity: Failure, Summary: fmt.Sprintf("the guard drops what %s sent", status.Count(r.ShutAll, "peer has", "peers have")), Remedy: heals(c)}
 		for _, a := range r.Shut {
 			v.Evidence = append(v.Evidence, a.String()+" is not in the guard's set")
 		}
@@ -158,11 +158,11 @@ func judgeGuard(c *Scene, r Rules) []Verdict {
 		if r.Dropped == 0 {
 			return well("the guard has dropped nothing")
 		}
-		return well("the guard has dropped %s, and none lately", count(int(r.Dropped), "packet", "packets"))
+		return well("the guard has dropped %s, and none lately", status.Count(int(r.Dropped), "packet", "packets"))
 	}
-	v := Verdict{Severity: Warning, Summary: fmt.Sprintf("the guard drops packets of the tunnel from %s of no peer", count(len(r.Strangers), "address", "addresses"))}
+	v := Verdict{Severity: Warning, Summary: fmt.Sprintf("the guard drops packets of the tunnel from %s of no peer", status.Count(len(r.Strangers), "address", "addresses"))}
 	for _, s := range r.Strangers {
-		line := fmt.Sprintf("%s: %s in the last ten minutes or so", s.Address, count(int(s.Packets), "packet", "packets"))
+		line := fmt.Sprintf("%s: %s in the last ten minutes or so", s.Address, status.Count(int(s.Packets), "packet", "packets"))
 		if who := c.behind(s); who != "" {
 			line += "; " + who
 		}

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/ripstop-net/ripstop/network/status"
 	"github.com/ripstop-net/ripstop/network/underlay"
 	"github.com/ripstop-net/ripstop/subnet"
 )
@@ -140,7 +141,7 @@ func judgeRecords(c *Scene) []Verdict {
 	slices.Sort(lines)
 	if len(lines) > 0 {
 		v := Verdict{
-			Severity: Warning, Summary: fmt.Sprintf("%s passed over: to those nodes nothing is sent", count(len(lines), "record in the store is", "records in the store are")), Evidence: first(lines),
+			Severity: Warning, Summary: fmt.Sprintf("%s passed over: to those nodes nothing is sent", status.Count(len(lines), "record in the store is", "records in the store are")), Evidence: first(lines),
 			Remedy: []string{"The reason says which node is to be mended."},
 		}
 		if key, _, _ := strings.Cut(lines[0], ": "); len(lines) == 1 && c.Setup.Prefix != "" {
@@ -150,5 +151,5 @@ func judgeRecords(c *Scene) []Verdict {
 		}
 		return []Verdict{v}
 	}
-	return well("%s in the store, all of them sound", count(c.mirror.Count(), "peer", "peers"))
+	return well("%s in the store, all of them sound", status.Count(c.mirror.Count(), "peer", "peers"))
 }

@@ -139,10 +139,3 @@ func first(lines []string) []string {
 	}
 	return append(lines[:mostNamed:mostNamed], fmt.Sprintf("and %d more", len(lines)-mostNamed))
 }
-
-func count(n int, one, many string) string {
-	if n == 1 {
-		return "1 " + one
-	}
-	return fmt.Sprintf("%d %s", n, many)
-}

@@ -79,7 +79,7 @@ func judgeStore(c *Scene, servers []Server) []Verdict {
 	if len(out) > 0 {
 		return out
 	}
-	return well("the store answers at revision %d, with a sound config and %s", c.Listing.Revision, count(len(c.Listing.Leases), "record", "records"))
+	return well("the store answers at revision %d, with a sound config and %s", c.Listing.Revision, status.Count(len(c.Listing.Leases), "record", "records"))
 }
 
 // storeFlags are what a command of ripstop needs to reach the store that was looked at,
@@ -118,7 +118,7 @@ func judgeConfig(c *Scene) []Verdict {
 	}
 	if len(lines) > 0 {
 		out = append(out, Verdict{
-			Severity: Warning, Summary: fmt.Sprintf("%s no room in the network config of the store", count(len(lines), "lease has", "leases have")), Evidence: first(lines),
+			Severity: Warning, Summary: fmt.Sprintf("%s no room in the network config of the store", status.Count(len(lines), "lease has", "leases have")), Evidence: first(lines),
 			Remedy: []string{"Widen the network again, or retire those nodes before they are restarted:", Command("ripstop config check%s", c.storeFlags())},
 		})
 	}
@@ -168,7 +168,7 @@ func judgeClock(servers []Server) []Verdict {
 	case dated == 0:
 		return nil // Its servers tell no time, or do not answer.
 	}
-	return well("clocks agree with %s of the store to a few seconds", count(dated, "server", "servers"))
+	return well("clocks agree with %s of the store to a few seconds", status.Count(dated, "server", "servers"))
 }
 
 func checkCertificates(ctx context.Context, c *Scene, s Sources) ([]Verdict, error) {
@@ -213,7 +213,7 @@ func judgeCertificates(all []Certificate, now time.Time) []Verdict {
 	case len(all) == 0:
 		return nil
 	}
-	return well("%s good for a while", count(len(all), "certificate is", "certificates are"))
+	return well("%s good for a while", status.Count(len(all), "certificate is", "certificates are"))
 }
 
 // daysOf is a time in whole days, or more exact where there are few of them.

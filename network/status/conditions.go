@@ -160,15 +160,16 @@ func entriesProblem(l Loop) string {
 		all = append(all, l.Unread)
 	}
 	if l.Failing > 0 {
-		all = append(all, fmt.Sprintf("%s cannot be had%s", count(l.Failing, "entry", "entries"), first(false)))
+		all = append(all, fmt.Sprintf("%s cannot be had%s", Count(l.Failing, "entry", "entries"), first(false)))
 	}
 	if l.Fought > 0 {
-		all = append(all, fmt.Sprintf("%s again and again undone by an outside hand%s", count(l.Fought, "entry is", "entries are"), first(true)))
+		all = append(all, fmt.Sprintf("%s again and again undone by an outside hand%s", Count(l.Fought, "entry is", "entries are"), first(true)))
 	}
 	return strings.Join(all, "; ")
 }
 
-func count(n int, one, many string) string {
+// Count is a number of things, in words for people.
+func Count(n int, one, many string) string {
 	if n == 1 {
 		return "1 " + one
 	}

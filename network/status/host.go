@@ -71,7 +71,7 @@ func forwardingProblem(s Status) string {
 		}
 		switch {
 		case set.Fought:
-			text += fmt.Sprintf(": an outside hand changes %s again and again, %s put back", set.Name, count(int(set.Restored), "time", "times"))
+			text += fmt.Sprintf(": an outside hand changes %s again and again, %s put back", set.Name, Count(int(set.Restored), "time", "times"))
 		case s.Host.Problem == "":
 			text += ": it is put back in a moment"
 		}

@@ -81,7 +81,7 @@ func (n *notifier) send(lines ...string) bool {
 
 // notice is a status in a line.
 func notice(s status.Status) string {
-	text := fmt.Sprintf("ready: %s, %d peers", joined(s.Lease.Subnets), s.Peers.Count)
+	text := fmt.Sprintf("ready: %s, %s", joined(s.Lease.Subnets), status.Count(s.Peers.Count, "peer", "peers"))
 	if !s.Ready {
 		text = "not ready"
 		for _, c := range s.Conditions {
