@@ -52,14 +52,10 @@ func (n *Node) claimWhere(ctx context.Context, cfg subnet.Config, req subnet.Req
 func (n *Node) hold(ctx context.Context, p prepared, lease subnet.Lease, keeper *keeper, f *follower, elsewhere <-chan struct{}) error {
 	p.request.Previous, p.request.OnlyPrevious = lease.Subnets, true
 	if p.unclaimed {
-		if _, err := n.arrive(ctx, &p, f.kick, false); err != nil {
-			return err
-		}
 		var err error
-		if lease, err = n.claim(ctx, p.config, p.request, f.kick); err != nil {
+		if lease, err = n.takeUp(ctx, &p, lease, keeper, f.kick); err != nil {
 			return err
 		}
-		keeper.claimed(lease)
 	}
 	req, published := p.request, site{public: p.request.Self.PublicIP, endpoints: p.request.Endpoints, mtu: p.request.MTU}
 	vigil := newVigil(n, p)
@@ -115,6 +111,31 @@ func (n *Node) hold(ctx context.Context, p prepared, lease subnet.Lease, keeper 
 		}
 	})
 	return group.Wait()
+}
+
+// takeUp makes a node known that came up by the lease that it had, and claims that. It
+// may wait for long: for its earlier life to lapse, or for the right to write. Meanwhile
+// it keeps the lease alive as it is, for which etcd asks no right.
+func (n *Node) takeUp(ctx context.Context, p *prepared, had subnet.Lease, keeper *keeper, kick <-chan struct{}) (lease subnet.Lease, err error) {
+	holding, cancel := context.WithCancel(ctx)
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		if err := n.store.Hold(holding, had, keeper.renewed); err != nil {
+			n.view.lost(err) // The claim makes it anew.
+		}
+	}()
+	defer func() {
+		cancel()
+		<-ended
+	}()
+	if _, err := n.arrive(ctx, p, kick, false); err != nil {
+		return lease, err
+	}
+	if lease, err = n.claim(ctx, p.config, p.request, kick); err == nil {
+		keeper.claimed(lease)
+	}
+	return lease, err
 }
 
 // appearWhereMoved makes the node known as living at its addresses of now whenever

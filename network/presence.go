@@ -82,11 +82,14 @@ func (a *arrival) try(ctx context.Context) error {
 	first, known, err := n.presence.Known(ctx, living)
 	if err != nil {
 		a.unknown = time.Time{} // Nobody could come back while the store was away.
-		return a.judge(err)
+		if !errors.Is(err, subnet.ErrRefused) {
+			a.records = nil // Nor is known what came meanwhile.
+		}
+		return a.judge(ctx, err)
 	}
 	if known && first.Token == living.Token { // The daemon alone was started again.
 		a.p.presence, err = n.presence.Appear(ctx, living)
-		return a.judge(err)
+		return a.judge(ctx, err)
 	}
 	if a.records == nil {
 		seen, err := n.store.List(ctx)
@@ -101,7 +104,7 @@ func (a *arrival) try(ctx context.Context) error {
 		}
 	}
 	a.p.presence, err = n.presence.Appear(ctx, living)
-	return a.judge(err)
+	return a.judge(ctx, err)
 }
 
 // settle tells why the node cannot appear yet beside a lease of its name at
@@ -128,7 +131,7 @@ func (a *arrival) settle(first subnet.Living, known bool, moved subnet.Lease) er
 }
 
 // judge decides what a refusal means to a start.
-func (a *arrival) judge(err error) error {
+func (a *arrival) judge(ctx context.Context, err error) error {
 	var twin *subnet.TwinError
 	switch {
 	case errors.As(err, &twin) && twin.Lives:
@@ -137,6 +140,11 @@ func (a *arrival) judge(err error) error {
 		twin == nil && !errors.Is(err, subnet.ErrRefused),
 		twin != nil && (twin.First.Node != a.p.living.Node || twin.First.Addresses != a.p.living.Addresses):
 		return err
+	}
+	if a.records == nil {
+		if seen, err := a.n.store.List(ctx); err == nil {
+			a.records = &seen
+		}
 	}
 	if _, ok := a.standing(); ok {
 		return final(fmt.Errorf("%w: %w", errStanding, err))

@@ -3,6 +3,7 @@ package network
 import (
 	"os"
 	"testing"
+	"time"
 
 	"github.com/ripstop-net/ripstop/subnet"
 )
@@ -58,6 +59,11 @@ func TestStartWhileTheStoreRefuses(t *testing.T) {
 	}{
 		"everything": {func(r *rig) { r.store.Refuse(true) }, "starting with what was saved"},
 		"to write":   {func(r *rig) { r.store.RefuseWrites(true) }, comingMessage},
+		"to write, and what was listed at first is old by then": {func(r *rig) {
+			r.store.RefuseWrites(true)
+			r.host.lag.Store(int64(listingLasts + 500*time.Millisecond)) // The first look takes that.
+			time.AfterFunc(time.Second, func() { r.host.lag.Store(0) })
+		}, comingMessage},
 	} {
 		for _, boot := range []bool{false, true} {
 			where := name
@@ -82,7 +88,9 @@ func TestStartWhileTheStoreRefuses(t *testing.T) {
 				}
 				tc.refuse(r)
 				r.start()
+				r.eventuallyIn(30*time.Second, "it is ready", func() bool { return r.node.NotReady() == nil || !r.lives() })
 				r.ready()
+				r.eventually("its lease is kept alive meanwhile", func() bool { return r.node.Status().Lease.Renewals > 0 })
 				if now, err := os.ReadFile(r.opts.SubnetFile); err != nil || string(now) != string(file) || !r.reaches(peer) || !r.said(tc.says) {
 					t.Errorf("came up with %s (%v), was %s: %v", now, err, file, r.logs.All())
 				}

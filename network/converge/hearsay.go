@@ -70,7 +70,9 @@ func (p *pass) find() {
 // earlier life that made it knew at least as much as the snapshot says, and what a
 // peer has of it belongs together, as a neighbour entry needs the FDB entry of just
 // its MAC. What was found of a form that we never make is no work of an earlier
-// life: it is left alone as long as it stands, and then forgotten.
+// life: it is left alone as long as it stands, and then forgotten. So is a plain route,
+// which needs nothing else of its peer's: it may have gone with the interface by which the
+// underlay was left before, and could not be put back.
 func (p *pass) heed(want *backend.State) *backend.State {
 	if len(p.found) == 0 {
 		return want
@@ -83,13 +85,18 @@ func (p *pass) heed(want *backend.State) *backend.State {
 		e, ok := p.found[id]
 		switch {
 		case !ok:
-		case !isOurs(e) && !p.have.Has(e):
+		case (!isOurs(e) || isPlain(e)) && !p.have.Has(e):
 			delete(p.found, id)
 		default:
 			want.Put(e)
 		}
 	}
 	return want
+}
+
+func isPlain(e backend.Entry) bool {
+	r, ok := e.(backend.Route)
+	return ok && r.Plain
 }
 
 // isOurs tells whether a peer's entry is of a form that we make.

@@ -203,6 +203,32 @@ func TestForeignFormsFoundAreNotPutBack(t *testing.T) {
 	})
 }
 
+// TestPlainRouteThatWentByHearsay: a direct route that an earlier life made by another
+// interface is left alone, and is not wished back when that is gone: what was saved is.
+func TestPlainRouteThatWentByHearsay(t *testing.T) {
+	to := func(dev string) backend.Route {
+		return backend.Route{
+			Dst: netip.MustParsePrefix("10.5.2.0/24"), Plain: true, Via: backend.Nexthop{Dev: dev, Gateway: netip.MustParseAddr("10.99.0.2")},
+		}
+	}
+	fake := backendtest.NewFake()
+	for _, dev := range []string{"eth0", "eth1"} {
+		if err := fake.Link(dev, backendtest.Make); err != nil {
+			t.Fatal(err)
+		}
+	}
+	fake.Hand(func(s *backend.State) { s.Put(to("eth0")) })
+	loop(t, fake, func(l *Loop, _ *observer.ObservedLogs) {
+		byHearsay(l, []backend.Entry{to("eth1")})
+		holds(t, fake, to("eth0"))
+		if err := fake.Link("eth0", backendtest.Destroy); err != nil {
+			t.Error(err)
+		}
+		settle()
+		holds(t, fake, to("eth1"))
+	})
+}
+
 // TestWantThatChangesByHearsay, as where the node moves: what was known is followed,
 // what was found otherwise stays.
 func TestWantThatChangesByHearsay(t *testing.T) {
