@@ -243,7 +243,8 @@ func TestManyAtOnce(t *testing.T) {
 			}
 		})
 		for line := range strings.Lines(strings.TrimPrefix(host.DaemonLog(), said)) {
-			if !strings.Contains(line, `"replaced":0,"deleted":0`) { // The peer, of which it tells late.
+			// Of the peer it tells late, and so of its first packet, which came before its record.
+			if !strings.Contains(line, `"replaced":0,"deleted":0`) && !strings.Contains(line, "of no peer were dropped") {
 				t.Errorf("the daemon has news: %s", line)
 			}
 		}
