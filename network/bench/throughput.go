@@ -66,14 +66,13 @@ func measureThroughput(ctx context.Context, o Options, dir string) (t Throughput
 	}
 	var labs [3]*lab.Lab
 	for i, config := range []string{lab.UsualConfig(lab.IPv4), directConfig, lab.UsualConfig(lab.IPv4)} {
-		l, err := lab.Start(ctx, lab.Options{
+		labs[i], err = startTalking(ctx, lab.Options{
 			Nodes: 2, Mode: lab.IPv4, Dir: filepath.Join(dir, fmt.Sprintf("throughput%d", i)), Daemon: o.Daemon, Config: config,
 		})
 		if err != nil {
 			return t, err
 		}
-		defer func() { err = errors.Join(err, l.Close()) }()
-		labs[i] = l
+		defer func() { err = errors.Join(err, labs[i].Close()) }()
 	}
 	if err := unrule(ctx, labs[2]); err != nil {
 		return t, err
@@ -99,6 +98,20 @@ func measureThroughput(ctx context.Context, o Options, dir string) (t Throughput
 		slices.Reverse(ways) // So that none always comes after the same other.
 	}
 	return t, nil
+}
+
+// startTalking starts a lab and waits until its pods talk: a daemon that is ended before
+// it has heard of its peer leaves no way to it.
+func startTalking(ctx context.Context, o lab.Options) (*lab.Lab, error) {
+	l, err := lab.Start(ctx, o)
+	if err != nil {
+		return nil, err
+	}
+	m, err := l.Matrix(ctx, sliceLimit)
+	if err = errors.Join(err, m.Err()); err != nil {
+		return nil, errors.Join(err, l.Close())
+	}
+	return l, nil
 }
 
 // unrule ends a lab's daemons, and takes away what their firewalls have written.
