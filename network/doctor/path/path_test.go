@@ -30,12 +30,15 @@ type world struct {
 	mtu int
 	// drops is one of how many pings is lost.
 	drops   int
-	asked   atomic.Int64
 	trouble []string
 	noway   bool
 	// unresolved is a host that answers neither ARP nor neighbour discovery; of one in
-	// so many requests this one's kernel says so.
+	// so many requests of a kind this one's kernel says so.
 	unresolved int64
+	// pinged counts the pings of a layer, the others the requests of a kind that are lost:
+	// one kind's have no say in which of another's are.
+	pinged, silentPings [2]atomic.Int64
+	silentEchoes        [2][2]atomic.Int64
 	// oneWay is a host that takes no packets of a round trip by the overlay.
 	oneWay bool
 }
@@ -44,9 +47,10 @@ func (w *world) passes(l Layer, d Direction, size int) bool {
 	return !w.gone && !w.lost[l][d] && (w.takes[l][d] == 0 || size <= w.takes[l][d])
 }
 
-func (w *world) wait(ok bool) (time.Duration, error) {
+// wait is the answer to a request, or its end without one; silent counts such ends.
+func (w *world) wait(ok bool, silent *atomic.Int64) (time.Duration, error) {
 	if !ok {
-		if w.unresolved != 0 && w.asked.Add(1)%w.unresolved == 0 {
+		if w.unresolved != 0 && silent.Add(1)%w.unresolved == 0 {
 			return 0, fmt.Errorf("%w: no route to host", ErrUnresolved)
 		}
 		time.Sleep(answerWithin)
@@ -64,10 +68,10 @@ func (w *world) Ping(_ context.Context, by Layer, size int) (time.Duration, erro
 		return 0, &TooLargeError{MTU: w.mtu}
 	}
 	if w.oneWay && by == Overlay {
-		return w.wait(false)
+		return w.wait(false, &w.silentPings[by])
 	}
-	dropped := w.drops != 0 && w.asked.Add(1)%int64(w.drops) == 0
-	return w.wait(w.passes(by, Out, size) && w.passes(by, Back, size) && !w.mute && !dropped)
+	dropped := w.drops != 0 && w.pinged[by].Add(1)%int64(w.drops) == 0
+	return w.wait(w.passes(by, Out, size) && w.passes(by, Back, size) && !w.mute && !dropped, &w.silentPings[by])
 }
 
 func (w *world) Echo(_ context.Context, by, back Layer, size, answer int) (time.Duration, []string, error) {
@@ -79,10 +83,10 @@ func (w *world) Echo(_ context.Context, by, back Layer, size, answer int) (time.
 		if w.refuses && arrives && w.passes(by, Back, 0) {
 			return 0, nil, ErrRefused
 		}
-		rtt, err := w.wait(false)
+		rtt, err := w.wait(false, &w.silentEchoes[by][back])
 		return rtt, nil, err
 	}
-	rtt, err := w.wait(arrives && w.passes(back, Back, answer) && !w.closed[back][Back] && !(w.oneWay && by == Overlay && back == Overlay))
+	rtt, err := w.wait(arrives && w.passes(back, Back, answer) && !w.closed[back][Back] && !(w.oneWay && by == Overlay && back == Overlay), &w.silentEchoes[by][back])
 	return rtt, w.trouble, err
 }
 
