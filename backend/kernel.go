@@ -82,8 +82,8 @@ type Interface struct {
 	// OnLink are the prefixes whose addresses are reached over its link without
 	// a gateway, by the host's own routes, the more specific ones heeded.
 	OnLink []netip.Prefix
-	// Broadcasts are the IPv4 broadcast addresses of its own prefixes: they may be in
-	// OnLink, and are nobody's.
+	// Broadcasts are the IPv4 addresses that are everybody's on its link: they may be in
+	// OnLink, and are nobody's own.
 	Broadcasts []netip.Addr
 	// DefaultV4 and DefaultV6 tell whether the family's default route of the
 	// lowest metric leaves by it.

@@ -2,9 +2,7 @@ package kernel
 
 import (
 	"context"
-	"encoding/binary"
 	"fmt"
-	"math"
 	"net/netip"
 	"slices"
 
@@ -36,6 +34,10 @@ func (k *Kernel) Interfaces(ctx context.Context) ([]backend.Interface, error) {
 	if err != nil {
 		return nil, fmt.Errorf("dump addresses: %w", err)
 	}
+	broadcasts, err := k.broadcasts(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("dump routes: %w", err)
+	}
 	v4, err := k.mainTable(ctx, unix.AF_INET)
 	if err != nil {
 		return nil, fmt.Errorf("dump routes: %w", err)
@@ -56,7 +58,7 @@ func (k *Kernel) Interfaces(ctx context.Context) ([]backend.Interface, error) {
 		}
 		out = append(out, backend.Interface{
 			Name: l.name, Up: l.up && l.running, MTU: l.mtu, OnLink: onLink[l.index],
-			Addresses: addresses[l.index].own, Tentative: addresses[l.index].tentative, Broadcasts: addresses[l.index].broadcasts,
+			Addresses: addresses[l.index].own, Tentative: addresses[l.index].tentative, Broadcasts: broadcasts[l.index],
 			DefaultV4: defaultV4[l.index], DefaultV6: defaultV6[l.index],
 		})
 	}
@@ -66,8 +68,8 @@ func (k *Kernel) Interfaces(ctx context.Context) ([]backend.Interface, error) {
 // addressesOf are the global addresses of a link, and what follows from them; see
 // [backend.Interface].
 type addressesOf struct {
-	own, broadcasts []netip.Addr
-	tentative       bool
+	own       []netip.Addr
+	tentative bool
 }
 
 // globalAddresses reads them by the numbers of the links.
@@ -94,25 +96,27 @@ func (k *Kernel) globalAddresses(ctx context.Context) (map[int]addressesOf, erro
 			l.own = slices.Insert(l.own, firstV6(l.own), addr)
 		} else {
 			l.own = append(l.own, addr)
-			if b, ok := broadcast(a.prefix); ok && !slices.Contains(l.broadcasts, b) {
-				l.broadcasts = append(l.broadcasts, b)
-			}
 		}
 		by[a.index] = l
 	}
 	return by, err
 }
 
-// broadcast is the address at the end of an IPv4 prefix, where the kernel takes that for
-// everybody's (fib_add_ifaddr). The first address is a host's like any other since Linux
-// 5.14.
-func broadcast(p netip.Prefix) (netip.Addr, bool) {
-	if !p.Addr().Is4() || p.Bits() > 30 {
-		return netip.Addr{}, false
+// broadcasts are by the numbers of the links the IPv4 addresses that the kernel takes for
+// everybody's there: the last of a prefix, before Linux 5.14 the first too, and what an
+// address was given to be so (fib_add_ifaddr).
+func (k *Kernel) broadcasts(ctx context.Context) (map[int][]netip.Addr, error) {
+	by := map[int][]netip.Addr{}
+	err := k.dumpTable(ctx, unix.AF_INET, unix.RT_TABLE_LOCAL, func() { clear(by) }, func(r routeMessage) {
+		if r.typ == unix.RTN_BROADCAST && r.dst.IsSingleIP() {
+			by[r.out] = append(by[r.out], r.dst.Addr())
+		}
+	})
+	for link, list := range by {
+		slices.SortFunc(list, netip.Addr.Compare)
+		by[link] = slices.Compact(list) // Prefixes of two sizes may end alike.
 	}
-	a := p.Addr().As4()
-	binary.BigEndian.PutUint32(a[:], binary.BigEndian.Uint32(a[:])|math.MaxUint32>>p.Bits())
-	return netip.AddrFrom4(a), true
+	return by, err
 }
 
 // lasting leaves out addresses that are to be given up, where their link has another of

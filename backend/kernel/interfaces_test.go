@@ -101,6 +101,9 @@ func TestInterfaces(t *testing.T) {
 			add(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "br0", MTU: 1500}}, "198.51.100.1/24"),
 			add(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "br1", MTU: 1500}}),
 			up("eth0"), up("br0"),
+			// Everybody's by the operator's word.
+			netlink.AddrAdd(&netlink.Device{LinkAttrs: netlink.LinkAttrs{Name: "eth0"}}, &netlink.Addr{
+				IPNet: ipNet(netip.MustParsePrefix("192.0.2.200/32")), Broadcast: net.IP{192, 0, 2, 127}}),
 		} {
 			if err != nil {
 				return err
@@ -174,10 +177,10 @@ func TestInterfaces(t *testing.T) {
 		t.Errorf("eth1: %+v", eth1)
 	}
 	for _, want := range []backend.Interface{
-		{Name: "lo", Up: true, MTU: 65536},
+		{Name: "lo", Up: true, MTU: 65536, Broadcasts: []netip.Addr{netip.MustParseAddr("127.255.255.255")}},
 		{Name: "eth0", Up: true, MTU: 9000, DefaultV4: true, DefaultV6: true, Addresses: []netip.Addr{
-			netip.MustParseAddr("192.0.2.5"), netip.MustParseAddr("192.0.2.4"), netip.MustParseAddr("2001:db8::5"),
-		}, OnLink: prefixes("192.0.2.0/25", "203.0.113.128/25", "203.0.113.16/28", "2001:db8::/65"), Broadcasts: []netip.Addr{netip.MustParseAddr("192.0.2.255")}},
+			netip.MustParseAddr("192.0.2.5"), netip.MustParseAddr("192.0.2.200"), netip.MustParseAddr("192.0.2.4"), netip.MustParseAddr("2001:db8::5"),
+		}, OnLink: prefixes("192.0.2.0/25", "203.0.113.128/25", "203.0.113.16/28", "2001:db8::/65"), Broadcasts: []netip.Addr{netip.MustParseAddr("192.0.2.127"), netip.MustParseAddr("192.0.2.255")}},
 		{Name: "br0", MTU: 1500, DefaultV4: true, Addresses: []netip.Addr{netip.MustParseAddr("198.51.100.1")},
 			OnLink: prefixes("192.0.2.128/25", "198.51.100.0/25"), Broadcasts: []netip.Addr{netip.MustParseAddr("198.51.100.255")}},
 		{Name: "br1", MTU: 1500},

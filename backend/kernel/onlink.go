@@ -49,18 +49,23 @@ func (k *Kernel) mainTable(ctx context.Context, family uint8) (t mainTable, err 
 }
 
 // dumpMain reads the routes of a family's main table but ours, by which packets may
-// go. The kernel filters by table only. begin is called at each try.
+// go. begin is called at each try.
 func (k *Kernel) dumpMain(ctx context.Context, family uint8, begin func(), each func(routeMessage)) error {
+	return k.dumpTable(ctx, family, unix.RT_TABLE_MAIN, begin, each)
+}
+
+// dumpTable is dumpMain of any table. The kernel filters by table only.
+func (k *Kernel) dumpTable(ctx context.Context, family, table uint8, begin func(), each func(routeMessage)) error {
 	_, err := collect(ctx, k, func(w *builder, seq uint32) {
 		begin()
 		h := w.begin(unix.RTM_GETROUTE, unix.NLM_F_DUMP, seq, sizeRouteMessage)
-		h[0], h[4] = family, unix.RT_TABLE_MAIN
+		h[0], h[4] = family, table
 	}, func(m message) (none struct{}, keep bool) {
 		if len(m.body) < sizeRouteMessage || m.body[5] == Protocol { // Of ours there may be many.
 			return none, false
 		}
 		r, ok := parseRoute(m.body)
-		if ok && r.table == unix.RT_TABLE_MAIN && r.flags&(unix.RTM_F_CLONED|unix.RTNH_F_DEAD) == 0 {
+		if ok && r.table == uint32(table) && r.flags&(unix.RTM_F_CLONED|unix.RTNH_F_DEAD) == 0 {
 			r.multipath = slices.Clone(r.multipath) // The buffer is used again.
 			each(r)
 		}
