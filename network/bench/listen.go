@@ -67,7 +67,7 @@ func (l *listener) heard(at time.Time, datagram []byte, err error) {
 }
 
 // read counts a message. Those about another device, such as the underlay's neighbours,
-// are not of this matter.
+// are not of this matter, nor are neighbours that nobody but the kernel has made.
 func (l *listener) read(typ uint16, body []byte, at time.Time) {
 	const fixed = 8 // Of each kind of message at least.
 	if len(body) < fixed {
@@ -76,6 +76,11 @@ func (l *listener) read(typ uint16, body []byte, at time.Time) {
 	e := event{typ, body[0]}
 	switch e.typ {
 	case unix.RTM_NEWROUTE, unix.RTM_DELROUTE, unix.RTM_NEWNEXTHOP, unix.RTM_DELNEXTHOP:
+	case unix.RTM_NEWNEIGH, unix.RTM_DELNEIGH:
+		if lab.OfMulticast(body) {
+			return
+		}
+		fallthrough
 	default: // All others begin with a family and have the device at 4.
 		if int(binary.NativeEndian.Uint32(body[4:])) != l.device {
 			return

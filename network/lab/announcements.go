@@ -70,6 +70,15 @@ func (a *Announcements) run(heard func(time.Time, []byte, error)) {
 	}
 }
 
+// OfMulticast tells whether the body of a message about a neighbour (struct ndmsg) is of one
+// that the kernel made by itself when it sent to a multicast group. It forgets those a minute
+// later, if there are many neighbours by then, whatever namespace they are of
+// (neigh_periodic_work).
+func OfMulticast(body []byte) bool {
+	const state = 8
+	return len(body) >= state+2 && body[0] != unix.AF_BRIDGE && binary.NativeEndian.Uint16(body[state:])&unix.NUD_NOARP != 0
+}
+
 // Close ends it; nothing is heard any more once it returns.
 func (a *Announcements) Close() error {
 	err := a.file.Close()

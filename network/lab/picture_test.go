@@ -329,6 +329,10 @@ func (l *listener) ours(kind uint16, b []byte) bool {
 		return b[5] == ourProtocol
 	case unix.RTM_NEWNEXTHOP, unix.RTM_DELNEXTHOP:
 		return b[2] == ourProtocol
+	case unix.RTM_DELNEIGH:
+		if OfMulticast(b) {
+			return false
+		}
 	}
 	return l.devices[int(binary.NativeEndian.Uint32(b[4:]))]
 }

@@ -94,8 +94,6 @@ func (w *walk) unmoved() error {
 				return true
 			case unix.RTM_NEWNEIGH: // A neighbour that the kernel learnt.
 				return binary.NativeEndian.Uint16(a.body[8:])&unix.NUD_PERMANENT == 0
-			case unix.RTM_DELNEIGH: // One that it made for multicast.
-				return a.body[0] != unix.AF_BRIDGE && binary.NativeEndian.Uint16(a.body[8:])&unix.NUD_NOARP != 0
 			}
 			return false
 		})
