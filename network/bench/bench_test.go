@@ -26,7 +26,7 @@ func TestRunMeasuresAllThereIs(t *testing.T) {
 	if out, err := exec.Command("go", "build", "-o", daemon, "github.com/ripstop-net/ripstop/cmd/ripstopd").CombinedOutput(); err != nil {
 		t.Fatalf("build ripstopd: %v\n%s", err, out)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 8*time.Minute)
 	defer cancel()
 	r, err := Run(ctx, Options{
 		Peers: []int{120, 3}, Short: true, Daemon: daemon, Progress: func(line string) { t.Log(line) },
@@ -70,8 +70,10 @@ func TestRunMeasuresAllThereIs(t *testing.T) {
 			t.Errorf("throughput, %s: %+v, %g Gb/s", name, rate, g)
 		}
 	}
-	if g := r.Traffic.Guard; g.Load.Median() <= 0 || g.One.Median() <= 0 || g.One.Median() > g.Load.Median()/4 {
-		t.Errorf("guard: one more peer costs %s beside the load's %s", g.One.Median(), g.Load.Median())
+	// What is least of each: whatever else the machine does makes one peer dearer by more than
+	// all of them.
+	if g := r.Traffic.Guard; g.Load.At(0) <= 0 || g.One.At(0) <= 0 || g.One.At(0) > g.Load.At(0)/4 {
+		t.Errorf("guard: one more peer costs %s beside the load's %s", g.One.At(0), g.Load.At(0))
 	}
 	dir := t.TempDir()
 	if err := r.Write(dir, "ripstopd of a test", "name  sec/op"); err != nil {
