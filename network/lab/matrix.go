@@ -57,14 +57,15 @@ func (m Matrix) Err() error {
 const atOnce = 32
 
 // A round of calls is waited for so long before the silent are called again,
-// each time twice as long.
+// each time twice as long; the last one for lastRound, as nobody is called again.
 const (
 	firstRound   = 50 * time.Millisecond
 	longestRound = time.Second
+	lastRound    = 3 * time.Second
 )
 
 // Matrix lets every pod call every other in every family, again and again until
-// it answers or patience is over.
+// it answers or patience is over. Without patience each is called once.
 func (l *Lab) Matrix(ctx context.Context, patience time.Duration) (Matrix, error) {
 	began := time.Now()
 	pods := l.Pods()
@@ -123,6 +124,10 @@ func callAll(ctx context.Context, pairs []*Pair, deadline time.Time) (time.Time,
 	caller := &caller{socket: s, pairs: map[netip.Addr]*Pair{}}
 	silent := pairs
 	for wait := firstRound; ; wait = min(2*wait, longestRound) {
+		last := !time.Now().Before(deadline)
+		if last { // What comes late is no loss.
+			wait = lastRound
+		}
 		caller.round(ctx, silent, wait)
 		still := silent[:0:0]
 		for _, p := range silent {
@@ -133,7 +138,7 @@ func callAll(ctx context.Context, pairs []*Pair, deadline time.Time) (time.Time,
 		if silent = still; ctx.Err() != nil {
 			return time.Time{}, ctx.Err()
 		}
-		if len(silent) == 0 || time.Now().After(deadline) {
+		if len(silent) == 0 || last {
 			break
 		}
 	}
