@@ -86,9 +86,10 @@ func TestDoctorNamesCertificatesNearTheirEnd(t *testing.T) {
 		t.Fatal(err)
 	}
 	const day = 24 * time.Hour
-	now, at := time.Now(), l.EtcdAddress(subnet.V4)
+	at := l.EtcdAddress(subnet.V4)
 	issue := func(left time.Duration, name string, hosts ...string) (string, string) {
 		t.Helper()
+		now := time.Now()
 		cert, key, err := authority.IssueFor(now.Add(-300*day), now.Add(left+time.Hour), name, hosts...)
 		if err != nil {
 			t.Fatal(err)

@@ -284,8 +284,8 @@ func (l *storeLab) wipedForGood(t *testing.T) time.Duration {
 	l.until(t, l.faultSuite.store, "the record is known", func() bool { return l.knowsGhost(0) })
 	l.first.DaemonArgs = []string{"--peer-grace=" + graceInTests.String()}
 	l.must(t, l.first.RestartDaemon(t.Context(), unix.SIGTERM))
+	began := time.Now() // The daemon may know of it before this process does.
 	l.must(t, l.Etcd.Wipe(t.Context()))
-	began := time.Now()
 	l.must(t, l.SetConfig(t.Context(), UsualConfig(l.Mode())))
 	l.until(t, l.faultSuite.store, "all have claimed their subnets again", l.followed)
 	l.until(t, graceInTests+l.faultSuite.store, "the peer is held no longer", func() bool {

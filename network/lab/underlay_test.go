@@ -288,7 +288,8 @@ func TestTranslatedAddressOnTheLink(t *testing.T) {
 		startDaemons(t, l)
 		for _, peer := range l.Hosts[:2] {
 			saysInTime(t, peer, "public address "+natAddress.String()+" is translated to another of its holder's (1:1 NAT)")
-			if direct, tunnel := routesOf(t, peer); direct != 1 || tunnel != 0 {
+			var direct, tunnel int // The other peer's record may come after that one.
+			if _, ok := timeUntil(talkLimit, func() bool { direct, tunnel = routesOf(t, peer); return direct > 0 }); !ok || direct != 1 || tunnel != 0 {
 				t.Errorf("%s has %d direct and %d tunnelled routes, want 1 and 0", peer.Name, direct, tunnel)
 			}
 		}
