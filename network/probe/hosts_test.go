@@ -95,6 +95,7 @@ func startHosts(t *testing.T) (a, b *host) {
 	}
 	for _, h := range []*host{a, b} {
 		h.netlink(h.configure)
+		kerneltest.Addressed(h.t, h.ns)
 	}
 	for _, h := range []*host{a, b} {
 		h.netlink(awaitCarrier)

@@ -2,11 +2,13 @@ package kerneltest
 
 import (
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -46,6 +48,33 @@ func Link(t testing.TB, ns *os.File, address netip.Prefix) {
 			}
 		}
 		return errs
+	})
+	Addressed(t, ns)
+}
+
+// Addressed waits until a namespace takes packets to each of its addresses, but those that
+// the kernel gives to a link by itself. Of IPv6 the route by which it does comes from a
+// work queue, also where no duplicate is looked for (addrconf_dad_work), and so do the
+// announcements of that.
+func Addressed(t testing.TB, ns *os.File) {
+	t.Helper()
+	Do(t, ns, func() error {
+		addrs, err := netlink.AddrList(nil, netlink.FAMILY_V6)
+		if err != nil {
+			return err
+		}
+		for _, a := range addrs {
+			for end := time.Now().Add(time.Minute); !a.IP.IsLinkLocalUnicast(); time.Sleep(time.Millisecond) {
+				if way, err := netlink.RouteGet(a.IP); err == nil && len(way) > 0 && way[0].Type == unix.RTN_LOCAL {
+					break
+				} else if time.Now().After(end) {
+					return fmt.Errorf("packets to %s go by %v, %v", a.IP, way, err)
+				}
+			}
+		}
+		// The queue's work is announced before it lets go of the lock that this takes.
+		lo, err := netlink.LinkByName("lo")
+		return errors.Join(err, netlink.LinkSetUp(lo))
 	})
 }
 
