@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/ripstop-net/ripstop/backend"
@@ -152,16 +153,22 @@ func checkGuard(ctx context.Context, c *Scene, s Sources) ([]Verdict, error) {
 }
 
 // judgeGuard tells who sends what the guard drops. What was dropped long ago by whom
-// nobody knows any more is no more than a number.
+// nobody knows any more is no more than a number, and so is what came of a peer before
+// the node had heard of it.
 func judgeGuard(c *Scene, r Rules) []Verdict {
-	if len(r.Strangers) == 0 {
-		if r.Dropped == 0 {
+	strangers := slices.DeleteFunc(slices.Clone(r.Strangers), func(s status.Stranger) bool { return c.letIn(s.Address, r) })
+	if len(strangers) == 0 {
+		switch packets := status.Count(int(r.Dropped), "packet", "packets"); {
+		case r.Dropped == 0:
 			return well("the guard has dropped nothing")
+		case len(r.Strangers) > 0:
+			return well("the guard has dropped %s, and lately none but of peers that it lets in by now", packets)
+		default:
+			return well("the guard has dropped %s, and none lately", packets)
 		}
-		return well("the guard has dropped %s, and none lately", status.Count(int(r.Dropped), "packet", "packets"))
 	}
-	v := Verdict{Severity: Warning, Summary: fmt.Sprintf("the guard drops packets of the tunnel from %s of no peer", status.Count(len(r.Strangers), "address", "addresses"))}
-	for _, s := range r.Strangers {
+	v := Verdict{Severity: Warning, Summary: fmt.Sprintf("the guard drops packets of the tunnel from %s of no peer", status.Count(len(strangers), "address", "addresses"))}
+	for _, s := range strangers {
 		line := fmt.Sprintf("%s: %s in the last ten minutes or so", s.Address, status.Count(int(s.Packets), "packet", "packets"))
 		if who := c.behind(s); who != "" {
 			line += "; " + who
@@ -173,6 +180,15 @@ func judgeGuard(c *Scene, r Rules) []Verdict {
 		"A node whose record has run out comes back by itself when its daemon runs. What is no node at all is forged, or of a network with the same VNI and port.",
 	}
 	return []Verdict{v}
+}
+
+// letIn tells whether an address is a peer's that the guard lets in.
+func (c *Scene) letIn(a netip.Addr, r Rules) bool {
+	if c.mirror == nil || slices.Contains(r.Shut, a) {
+		return false
+	}
+	_, peer := c.mirror.ByPublic(a)
+	return peer
 }
 
 // behind says what is known of a stranger: a record that is passed over names it.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
@@ -70,6 +71,23 @@ func TestJudgements(t *testing.T) {
 		{Node: "worker-9", Layer: "overlay", Since: in(-time.Second), Asked: 2, Reason: "refused"},
 	}}}
 	cutOff := status.Status{Up: true, Ready: true, Probing: status.Probing{CutOff: in(-90 * time.Second)}}
+	// dropped is what the guard dropped of a peer, and of others.
+	known, err := subnet.ParseConfig([]byte(`{"Network": "10.5.0.0/16"}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	peer := subnet.Lease{
+		Node: "two", Backend: known.Backend.Type, Subnets: subnet.Subnets{netip.MustParsePrefix("10.5.2.0/24")}, Endpoints: subnet.PerFamily[subnet.Endpoint]{{PublicIP: netip.MustParseAddr("192.0.2.2"), VNI: 1, MAC: subnet.MAC{2}}},
+	}
+	dropped := func(shut []netip.Addr, of ...string) []Verdict {
+		c := &Scene{mirror: subnet.NewMirror(known, subnet.Identity{Node: "one"}, func(subnet.Lease) error { return nil })}
+		c.mirror.Apply(now, subnet.Change{Whole: true, Leases: []subnet.Lease{peer}})
+		r := Rules{There: true, Dropped: 9, Shut: shut}
+		for _, a := range of {
+			r.Strangers = append(r.Strangers, status.Stranger{Address: netip.MustParseAddr(a), Packets: 3})
+		}
+		return judgeGuard(c, r)
+	}
 	links := func(l forwarders) []Verdict {
 		return judgeForwarding([]subnet.Family{subnet.V4}, settings{"ipv4/ip_forward": 1}.Get, l)
 	}
@@ -158,6 +176,9 @@ func TestJudgements(t *testing.T) {
 		"table missing, no tunnel":     {judgeFirewall(&Scene{}, Filtered{Guard: true, Masquerade: true}, Rules{}), Warning, "missing: nothing is masqueraded "},
 		"peers shut out":               {judgeFirewall(&Scene{}, Filtered{Guard: true}, Rules{There: true, ShutAll: 12}), Failure, "12 peers have sent"},
 		"dropped long ago":             {judgeGuard(&Scene{}, Rules{Dropped: 3}), OK, "none lately"},
+		"dropped before it was known":  {dropped(nil, "192.0.2.2"), OK, "of peers that it lets in by now"},
+		"dropped of a peer, and more":  {dropped(nil, "192.0.2.2", "192.0.2.9"), Warning, "from 1 address of no peer 192.0.2.9: 3 packets"},
+		"dropped of a peer shut out":   {dropped([]netip.Addr{netip.MustParseAddr("192.0.2.2")}, "192.0.2.2"), Warning, "192.0.2.2: 3 packets"},
 	} {
 		if name == "rp_filter of all" {
 			// The larger holds, so 2 on the device does whatever the host has.
