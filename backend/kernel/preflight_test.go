@@ -48,11 +48,11 @@ func TestProbesAreExplained(t *testing.T) {
 func TestPreflightChangesNothing(t *testing.T) {
 	ns := kerneltest.Namespace(t)
 	k := openAt(t, ns)
-	events := listen(t, k)
+	heard := listen(t, k)
 	if err := errors.Join(k.Preflight(t.Context()), k.CanTunnel(t.Context())); err != nil {
 		t.Fatalf("preflight: %v", err)
 	}
-	if n := events(); n != 0 {
+	if n := heard().all; n != 0 {
 		t.Fatalf("preflight made %d events", n)
 	}
 }

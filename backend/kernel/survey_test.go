@@ -55,12 +55,12 @@ func TestSurvey(t *testing.T) {
 	want := peers(2, false)
 	want.Put(backend.Address{Dev: "ripstop.1", Prefix: netip.MustParsePrefix("10.5.7.0/32")})
 	reach(t, k, want)
-	events := listen(t, k)
+	heard := listen(t, k)
 	got, err := k.Survey(t.Context(), []netip.Prefix{netip.MustParsePrefix("10.5.0.0/16"), netip.MustParsePrefix("fd00:10:5::/48")})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if n := events(); n != 0 {
+	if n := heard().caused; n != 0 {
 		t.Errorf("the survey made %d events", n)
 	}
 	gateway := netip.MustParseAddr("192.0.2.9")
