@@ -30,7 +30,7 @@ func TestOnceTellsWhy(t *testing.T) {
 		return err
 	}
 	for _, here := range []string{"127.0.0.1", "::1"} {
-		if err := ask(t.Context(), here, Options{}); err != nil {
+		if err := ask(t.Context(), here, Options{Timeout: time.Minute}); err != nil {
 			t.Errorf("%s: %v", here, err)
 		}
 		ctx, cancel := context.WithCancel(t.Context())
