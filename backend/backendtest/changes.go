@@ -16,7 +16,7 @@ func (s *suite) following() (end func()) {
 	changed, end := s.watched()
 	select {
 	case <-changed:
-	case <-time.After(5 * time.Second):
+	case <-time.After(patience):
 		s.t.Fatal("changed is not called at the beginning")
 	}
 	if _, doubt := s.Kernel.Changes(); !doubt {

@@ -8,6 +8,10 @@ import (
 	"github.com/ripstop-net/ripstop/backend"
 )
 
+// patience is how long is waited for what must come: far longer than it takes, also on a
+// machine that is busy with other tests.
+const patience = time.Minute
+
 // watched runs Watch and returns a channel that has something after each call
 // of changed, and a function that ends it.
 func (s *suite) watched() (changed <-chan struct{}, end func()) {
@@ -30,7 +34,7 @@ func (s *suite) watched() (changed <-chan struct{}, end func()) {
 			if err != nil {
 				s.t.Errorf("watch: %v", err)
 			}
-		case <-time.After(time.Second):
+		case <-time.After(patience):
 			s.t.Error("watch did not end with its ctx")
 		}
 	}
@@ -45,7 +49,7 @@ func testWatch(t *testing.T, s *suite) {
 		defer s.Kernel.Changes()
 		select {
 		case <-changed:
-		case <-time.After(5 * time.Second):
+		case <-time.After(patience):
 			t.Fatalf("watch is silent about: %s", what)
 		}
 		for quiet := false; !quiet; { // The rest of what it makes known.
@@ -86,7 +90,7 @@ func testWatchEnds(t *testing.T, s *suite) {
 	changed, end := s.watched()
 	select {
 	case <-changed:
-	case <-time.After(5 * time.Second):
+	case <-time.After(patience):
 		t.Fatal("changed is not called at the beginning")
 	}
 	end()

@@ -352,7 +352,7 @@ func TestSurveyTellsOfFlannel(t *testing.T) {
 	defer end(there)
 	here := start(ns)
 	named := func() bool { return survey().Flanneld == here.Process.Pid }
-	for deadline := time.Now().Add(5 * time.Second); !named(); time.Sleep(5 * time.Millisecond) { // It has its name once it has begun.
+	for deadline := time.Now().Add(patience); !named(); time.Sleep(5 * time.Millisecond) { // It has its name once it has begun.
 		if time.Now().After(deadline) {
 			t.Fatalf("it sees process %d, %d is flanneld", survey().Flanneld, here.Process.Pid)
 		}

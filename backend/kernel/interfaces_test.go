@@ -147,7 +147,7 @@ func TestInterfaces(t *testing.T) {
 	})
 	by := map[string]backend.Interface{}
 	// A carrier is noted a moment later (linkwatch_do_dev).
-	for end := time.Now().Add(5 * time.Second); !by["eth0"].Up && time.Now().Before(end); {
+	for end := time.Now().Add(patience); !by["eth0"].Up && time.Now().Before(end); {
 		got, err := k.Interfaces(t.Context())
 		if err != nil {
 			t.Fatal(err)

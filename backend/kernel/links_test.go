@@ -104,7 +104,7 @@ func makeLink(name string) error {
 // awaitCarrier waits until the kernel has noted the carrier, which it does a
 // moment later (linkwatch_event).
 func awaitCarrier(name string) error {
-	for end := time.Now().Add(5 * time.Second); ; time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
 		l, err := netlink.LinkByName(name)
 		if err != nil {
 			return err

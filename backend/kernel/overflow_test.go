@@ -38,7 +38,7 @@ func TestOverflowIsDoubt(t *testing.T) {
 	run(t, openAt(t, k.ns), backend.Delete, device(false))
 	select {
 	case <-calls:
-	case <-time.After(5 * time.Second):
+	case <-time.After(patience):
 		t.Fatal("watch fell silent")
 	}
 }

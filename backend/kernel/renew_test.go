@@ -165,7 +165,7 @@ func TestChangedLocalLosesNothing(t *testing.T) {
 					return
 				default:
 				}
-				from, _ := u.send(5 * time.Second) // No address for a packet that was lost.
+				from, _ := u.send(patience) // No address for a packet that was lost.
 				n[from]++
 			}
 		}()

@@ -22,6 +22,10 @@ func TestSurvey(t *testing.T) {
 	ns := kerneltest.Namespace(t)
 	k := openAt(t, ns)
 	kerneltest.Do(t, ns, func() error {
+		// What the kernel gives to a new interface by itself comes when it pleases.
+		if err := os.WriteFile("/proc/sys/net/ipv6/conf/default/addr_gen_mode", []byte("1"), 0); err != nil {
+			return err
+		}
 		up := func(l netlink.Link, addrs ...string) error {
 			err := netlink.LinkAdd(l)
 			for _, a := range addrs {
@@ -55,6 +59,7 @@ func TestSurvey(t *testing.T) {
 	want := peers(2, false)
 	want.Put(backend.Address{Dev: "ripstop.1", Prefix: netip.MustParsePrefix("10.5.7.0/32")})
 	reach(t, k, want)
+	kerneltest.Addressed(t, ns)
 	heard := listen(t, k)
 	got, err := k.Survey(t.Context(), []netip.Prefix{netip.MustParsePrefix("10.5.0.0/16"), netip.MustParsePrefix("fd00:10:5::/48")})
 	if err != nil {
@@ -137,7 +142,7 @@ func TestForwardingOverNetlink(t *testing.T) {
 		t.Helper()
 		select {
 		case <-kick:
-		case <-time.After(5 * time.Second):
+		case <-time.After(patience):
 			t.Fatalf("not told: %s", what)
 		}
 	}

@@ -80,6 +80,7 @@ func TestWatchInterfaces(t *testing.T) {
 	ns := kerneltest.Namespace(t)
 	k := openAt(t, ns)
 	kerneltest.Do(t, ns, func() error { return addNIC("eth0", "192.0.2.5/24", "2001:db8::5/64") })
+	kerneltest.Addressed(t, ns) // Which would be news later.
 	target := netip.MustParseAddr("203.0.113.9")
 	ctx, cancel := context.WithCancel(t.Context())
 	calls, done := make(chan struct{}, 1000), make(chan error, 1)
@@ -100,7 +101,7 @@ func TestWatchInterfaces(t *testing.T) {
 			return false
 		}
 	}
-	if !told(5 * time.Second) {
+	if !told(patience) {
 		t.Fatal("it does not begin")
 	}
 	eth0 := func() netlink.Link {
@@ -140,7 +141,7 @@ func TestWatchInterfaces(t *testing.T) {
 		{"deleted", true, func() error { return netlink.LinkDel(eth0) }},
 	} {
 		kerneltest.Do(t, ns, step.do)
-		limit := 5 * time.Second
+		limit := patience
 		if !step.news {
 			limit = 100 * time.Millisecond
 		}
@@ -182,13 +183,13 @@ func TestWatchInterfacesOutlivesLostEvents(t *testing.T) {
 	}()
 	select {
 	case <-calls:
-	case <-time.After(5 * time.Second):
+	case <-time.After(patience):
 		t.Error("not told")
 	}
 	kerneltest.Do(t, ns, func() error { return addNIC("eth1", "198.51.100.5/24", "2001:db8:1::5/64") })
 	select {
 	case <-calls:
-	case <-time.After(5 * time.Second):
+	case <-time.After(patience):
 		t.Error("not told of what came after it")
 	}
 	cancel()

@@ -35,7 +35,7 @@ func TestWatchOpensAFailedSocketAgain(t *testing.T) {
 		t.Helper()
 		select {
 		case <-calls:
-		case <-time.After(5 * time.Second):
+		case <-time.After(patience):
 			t.Fatalf("no call: %s", what)
 		}
 	}
@@ -76,7 +76,7 @@ func TestWatchBeginsAfterWhatPasses(t *testing.T) {
 		case <-calls:
 		case err := <-done:
 			t.Fatalf("it ended: %v", err)
-		case <-time.After(5 * time.Second):
+		case <-time.After(patience):
 			t.Fatalf("no call %s", what)
 		}
 		if _, doubt := k.Changes(); !doubt {

@@ -13,6 +13,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/ripstop-net/ripstop/backend/kernel/kerneltest"
 	"github.com/ripstop-net/ripstop/subnet"
 )
 
@@ -81,6 +82,7 @@ func TestNobodyElseIsAnswered(t *testing.T) {
 		}
 		return nil
 	})
+	kerneltest.Addressed(t, a.ns)
 	from, self := a.asker(), b.asker()
 	var all sync.WaitGroup
 	ask := func(what string, asker *Asker, q Question) {

@@ -134,7 +134,7 @@ func (h *host) configure(n *netlink.Handle) error {
 // awaitCarrier waits until the kernel sends by a link whose other end was set up:
 // linkwatch takes up to a second to see that.
 func awaitCarrier(n *netlink.Handle) error {
-	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(time.Millisecond) {
 		if eth, err := n.LinkByName("eth0"); err != nil || eth.Attrs().OperState == netlink.OperUp {
 			return err
 		}

@@ -117,7 +117,7 @@ func forgetReachableTime(settings []byte) {
 func Settled(t testing.TB, ns *os.File) []string {
 	t.Helper()
 	last, same := Tables(t, ns), 0
-	for end := time.Now().Add(20 * time.Second); same < 6; time.Sleep(250 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); same < 6; time.Sleep(250 * time.Millisecond) {
 		now := Tables(t, ns)
 		if same++; !slices.Equal(now, last) {
 			last, same = now, 0
