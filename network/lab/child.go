@@ -58,7 +58,7 @@ func runChild(text []byte) error {
 	return errors.Join(err, store.Close())
 }
 
-const childLimit = 10 * time.Second
+const childLimit = 30 * time.Second
 
 // SetConfig writes the network config to the lab's etcd as it is, right or wrong.
 func (l *Lab) SetConfig(ctx context.Context, config string) error {

@@ -136,7 +136,7 @@ func TestNodesComeAndGo(t *testing.T) {
 			}
 		}
 		for _, key := range keys {
-			eventually(t, 5*time.Second, "the node logs the broken record "+key, func() bool { return strings.Contains(first.DaemonLog(), key) })
+			eventually(t, talkLimit, "the node logs the broken record "+key, func() bool { return strings.Contains(first.DaemonLog(), key) })
 		}
 		time.Sleep(200 * time.Millisecond)
 		if after := entries(t, first); !slices.Equal(after, before) {
@@ -230,7 +230,7 @@ func TestNodesComeAndGo(t *testing.T) {
 		}
 		began := time.Now()
 		for _, h := range peers {
-			eventually(t, 5*time.Second, h.Name+" forgets "+gone.Name, func() bool { return !mentions(entries(t, h), gone, env.Subnets) })
+			eventually(t, talkLimit, h.Name+" forgets "+gone.Name, func() bool { return !mentions(entries(t, h), gone, env.Subnets) })
 		}
 		t.Logf("all peers forgot it within %s", time.Since(began).Round(time.Millisecond))
 		for _, f := range l.Families() {

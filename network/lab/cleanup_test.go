@@ -90,7 +90,14 @@ func TestCleanup(t *testing.T) {
 	if err := each(l.Hosts, func(h *Host) error { return h.WaitReady(t.Context()) }); err != nil {
 		t.Fatal(err)
 	}
-	if _, in := timeUntil(talkLimit, func() bool { return len(mustPicture(t, h)) > 20 && saved(h) }); !in {
+	theirs, err := other.Env()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, in := timeUntil(talkLimit, func() bool {
+		have := mustPicture(t, h)
+		return len(have) > 20 && mentions(have, other, theirs.Subnets) && saved(h)
+	}); !in {
 		t.Fatalf("the daemon has made little: %v", mustPicture(t, h))
 	}
 	flags := func(runDir string, more ...string) []string {

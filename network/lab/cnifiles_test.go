@@ -5,7 +5,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -44,7 +43,7 @@ func TestCNIFilesComeWithReadiness(t *testing.T) {
 		t.Fatal(err)
 	}
 	list := filepath.Join(conf, cnifiles.ListName)
-	eventually(t, 5*time.Second, "the list is there", func() bool {
+	eventually(t, talkLimit, "the list is there", func() bool {
 		_, err := os.Stat(list)
 		return err == nil
 	})

@@ -19,7 +19,7 @@ import (
 // Limits on waiting for a daemon.
 const (
 	readyLimit = time.Minute
-	stopLimit  = 5 * time.Second
+	stopLimit  = 20 * time.Second
 	pollEvery  = 20 * time.Millisecond
 )
 

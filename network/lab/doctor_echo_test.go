@@ -52,7 +52,7 @@ func TestDoctorNamesAnEchoPortThatIsTaken(t *testing.T) {
 		}
 		return s
 	}
-	eventually(t, 10*time.Second, "the status names the port", func() bool { return strings.Contains(now().Probing.Problem, "address already in use") })
+	eventually(t, talkLimit, "the status names the port", func() bool { return strings.Contains(now().Probing.Problem, "address already in use") })
 	if !now().Ready {
 		t.Error("the node is not ready for it")
 	}

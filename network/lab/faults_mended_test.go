@@ -85,12 +85,12 @@ func TestMendedIsNotSoByItself(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, 10*time.Second, "the rule is named", func() bool { return !named() })
+	eventually(t, talkLimit, "the rule is named", func() bool { return !named() })
 	c.DelTable(strict)
 	if err := c.Flush(); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, 10*time.Second, "the rule is named no more", named)
+	eventually(t, talkLimit, "the rule is named no more", named)
 	for _, f := range hostFaults {
 		if f.mended == nil || f.name == "another's firewall rule in the way for a while" { // That deed has the daemon say so.
 			continue
@@ -110,6 +110,6 @@ func TestMendedIsNotSoByItself(t *testing.T) {
 		if err := goOn(h.DaemonPID()); err != nil {
 			t.Fatal(err)
 		}
-		eventually(t, 10*time.Second, f.name+": mended", undone)
+		eventually(t, talkLimit, f.name+": mended", undone)
 	}
 }

@@ -141,7 +141,7 @@ func TestGuard(t *testing.T) {
 				before := forgedCount(t, node)
 				message := "forged " + what
 				forge(f, vxlanVNI, mac, in.addr, message, splits)
-				eventually(t, 5*time.Second, what+": it is counted", func() bool { return forgedCount(t, node) == before+1 })
+				eventually(t, talkLimit, what+": it is counted", func() bool { return forgedCount(t, node) == before+1 })
 				if from := in.get(t, message, 100*time.Millisecond); from.IsValid() {
 					t.Errorf("%s: arrived from %s", what, from)
 				}
@@ -149,14 +149,14 @@ func TestGuard(t *testing.T) {
 				hidden := parts == "after a UDP header alone" && f == subnet.V6 && !tracking
 				message = "another network's " + what
 				forge(f, otherVNI, otherMAC, other.addr, message, splits)
-				if from := other.get(t, message, map[bool]time.Duration{true: 100 * time.Millisecond, false: 5 * time.Second}[hidden]); from.IsValid() == hidden {
+				if from := other.get(t, message, map[bool]time.Duration{true: 100 * time.Millisecond, false: talkLimit}[hidden]); from.IsValid() == hidden {
 					t.Errorf("%s: another network's packet arrived: %t", what, from.IsValid())
 				}
 			}
 		}
 	}
 	p := probeOf(t, node)
-	eventually(t, 5*time.Second, "the status has the guard's count", func() bool {
+	eventually(t, talkLimit, "the status has the guard's count", func() bool {
 		s, err := p.client.Status(t.Context())
 		return err == nil && s.Firewall.Guard && s.Firewall.Peers == len(l.Families()) && s.Firewall.Dropped == forgedCount(t, node)
 	})
@@ -170,7 +170,7 @@ func TestGuard(t *testing.T) {
 		for parts, splits := range inWhatParts {
 			what := fmt.Sprintf("%s, without the guard, %s", f, parts)
 			forge(f, vxlanVNI, vxlan.DeviceMAC(node.Name, f, vxlanVNI), in.addr, what, splits)
-			if from := in.get(t, what, 5*time.Second); !from.IsValid() {
+			if from := in.get(t, what, talkLimit); !from.IsValid() {
 				t.Errorf("%s: the packet did not arrive, so that the test is none", what)
 			}
 		}
@@ -261,7 +261,7 @@ func TestMasquerade(t *testing.T) {
 		seen := func(what string, from *Namespace, at inbox, message string, want netip.Addr) {
 			t.Helper()
 			send(t, from, at.addr, message)
-			if got := at.get(t, message, 5*time.Second); got.Addr() != want {
+			if got := at.get(t, message, talkLimit); got.Addr() != want {
 				t.Errorf("%s, %s: the receiver sees %s, want %s", f, what, got, want)
 			}
 		}
@@ -332,7 +332,7 @@ func TestMasqueradeLeavesMarkedAndMulticastAlone(t *testing.T) {
 			from := netip.AddrPortFrom(pod.Addresses[f], uint16(5000+i))
 			packets := ipPackets(from.Addr(), test.to.addr.Addr(), udpDatagram(from, test.to.addr, []byte(test.what)))
 			sendRaw(t, node.Namespace, test.to.addr.Addr(), packets, device, mark(test.mark))
-			if got := test.to.get(t, test.what, 5*time.Second); got.Addr() != test.want {
+			if got := test.to.get(t, test.what, talkLimit); got.Addr() != test.want {
 				t.Errorf("%s, %s: the receiver sees %s, want %s", f, test.what, got, test.want)
 			}
 		}
@@ -385,7 +385,7 @@ func TestFlushedRulesetHeals(t *testing.T) {
 			t.Fatal(err)
 		}
 		began := time.Now()
-		eventually(t, 5*time.Second, "the rules are back", func() bool { return rules() == whole })
+		eventually(t, talkLimit, "the rules are back", func() bool { return rules() == whole })
 		t.Logf("the rules are back after %s", time.Since(began).Round(time.Millisecond))
 	}
 	for _, args := range [][]string{{"--guard=off"}, {"--ip-masq=true"}} {

@@ -8,7 +8,6 @@ import (
 	"slices"
 	"syscall"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -63,10 +62,7 @@ func TestMixedMTU(t *testing.T) {
 // take and the MTU that the kernel has for it.
 func waysAreTold(t *testing.T, l *Lab, a *Host) {
 	t.Helper()
-	page, err := probeOf(t, a).client.Peers(t.Context(), status.Query{})
-	if err != nil || len(page.Peers) != len(l.Hosts)-1 {
-		t.Fatalf("%s tells of %d peers: %v", a.Name, len(page.Peers), err)
-	}
+	page := presentPeers(t, a, len(l.Hosts)-1)
 	for _, b := range l.Hosts {
 		i := slices.IndexFunc(page.Peers, func(p status.Peer) bool { return p.Node == b.Name })
 		if a == b {
@@ -126,7 +122,7 @@ func tooLarge(t *testing.T, ns *Namespace, from, to netip.Addr, f subnet.Family,
 	t.Helper()
 	told := 0
 	var err error
-	_, in := timeUntil(5*time.Second, func() bool {
+	_, in := timeUntil(talkLimit, func() bool {
 		err = sendUDP(t, ns, from, to, f, mtu+1, &told)
 		return errors.Is(err, unix.EMSGSIZE)
 	})

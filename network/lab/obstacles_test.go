@@ -87,13 +87,17 @@ func kernelBytes(t *testing.T, h *Host) []string {
 	return append(out, mustPicture(t, h)...)
 }
 
+// stillFor is longer than the kernel puts off what it has to say of a link's state
+// (linkwatch_schedule_work: up to a second).
+const stillFor = 1500 * time.Millisecond
+
 // stillKernel is kernelBytes of a host on which the kernel itself has nothing left
 // to do, such as to make its interfaces' link-local addresses.
 func stillKernel(t *testing.T, h *Host) []string {
 	t.Helper()
 	last := kernelBytes(t, h)
 	eventually(t, talkLimit, "the kernel is still", func() bool {
-		time.Sleep(calm)
+		time.Sleep(stillFor)
 		was := last
 		last = kernelBytes(t, h)
 		return slices.Equal(was, last)

@@ -70,6 +70,10 @@ func TestDaemonsAnswerEachOther(t *testing.T) {
 			a, b := l.Hosts[0], l.Hosts[1]
 			asker, pod, stranger := openAsker(t, a.Namespace), openAsker(t, a.Pods[0].Namespace), openAsker(t, l.EtcdNamespace())
 			for _, f := range subnet.Families {
+				eventually(t, talkLimit, "the echo has its port", func() bool { // The node is ready without it.
+					_, err := askFor(t, asker, time.Second, probing.Question{To: b.Address(f), Port: probing.DefaultPort, Layer: probing.Underlay})
+					return err == nil
+				})
 				address := func(h *Host, layer probing.Layer) netip.Addr {
 					if layer == probing.Underlay {
 						return h.Address(f)

@@ -36,14 +36,18 @@ func TestRestartLosesNothing(t *testing.T) {
 	}
 	const calm = 300 * time.Millisecond // Before, between and after: what comes late is to be seen.
 	time.Sleep(calm)
+	quickest := time.Hour // A machine that is busy may hold one up.
 	for _, sig := range []unix.Signal{unix.SIGTERM, unix.SIGKILL, unix.SIGTERM} {
 		state, took, err := a.StopDaemon(t.Context(), sig)
 		if err != nil {
 			t.Fatal(err)
 		}
 		t.Logf("%s: ended after %s: %s", sig, took.Round(time.Millisecond), state)
-		if sig == unix.SIGTERM && (state.ExitCode() != 0 || took > time.Second) {
-			t.Errorf("SIGTERM: %s after %s, want exit status 0 within a second", state, took)
+		if sig == unix.SIGTERM {
+			quickest = min(quickest, took)
+			if state.ExitCode() != 0 {
+				t.Errorf("SIGTERM: %s after %s, want exit status 0", state, took)
+			}
 		}
 		time.Sleep(calm)
 		began := time.Now()
@@ -55,6 +59,9 @@ func TestRestartLosesNothing(t *testing.T) {
 		}
 		t.Logf("ready again after %s", time.Since(began).Round(time.Millisecond))
 		time.Sleep(calm)
+	}
+	if quickest > time.Second {
+		t.Errorf("SIGTERM: it took %s at least, want a second at most", quickest)
 	}
 	for _, f := range flows {
 		r := f.pinger.Stop()
@@ -93,7 +100,7 @@ func TestRestartAppliesAChangedConfig(t *testing.T) {
 	}
 	everyPairTalks(t, l, talkLimit)
 	for _, h := range l.Hosts {
-		eventually(t, 5*time.Second, h.Name+" has the new devices alone", func() bool {
+		eventually(t, talkLimit, h.Name+" has the new devices alone", func() bool {
 			devices, err := h.Devices()
 			return err == nil && devices == subnet.PerFamily[string]{"ripstop.4321", "ripstop-v6.4321"}
 		})

@@ -52,7 +52,7 @@ func TestDirectRoutes(t *testing.T) {
 				for to, want := range map[*Pod]netip.Addr{beside: l.Hosts[0].Address(f), behind: env.Subnets[f].Masked().Addr()} {
 					in := openInbox(t, to.Namespace, netip.AddrPortFrom(to.Addresses[f], 0))
 					send(t, l.Hosts[0].Namespace, in.addr, "node")
-					if from := in.get(t, "node", 5*time.Second); from.Addr() != want {
+					if from := in.get(t, "node", talkLimit); from.Addr() != want {
 						t.Errorf("from the node to %s: the receiver sees %s, want %s", to.Name, from, want)
 					}
 				}

@@ -9,7 +9,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -41,7 +40,7 @@ func TestSecondDaemonIsRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { _, _ = idle.Process.Kill(), idle.Wait() }()
-	eventually(t, 10*time.Second, "the idle one lives", func() bool {
+	eventually(t, talkLimit, "the idle one lives", func() bool {
 		_, err := os.Stat(filepath.Join(dir, "run", status.SocketName)) // It is announced before.
 		return err == nil
 	})

@@ -59,7 +59,7 @@ func TestSubnetsThatAreSwapped(t *testing.T) {
 		if _, err := store.Txn(t.Context()).Then(clientv3.OpPut(keys[0], values[0]), clientv3.OpPut(keys[1], values[1])).Commit(); err != nil {
 			t.Fatal(err)
 		}
-		eventually(t, 10*time.Second, "the subnets are swapped", func() bool { return swapped(t, first, l.Hosts[1:], i == 0) })
+		eventually(t, talkLimit, "the subnets are swapped", func() bool { return swapped(t, first, l.Hosts[1:], i == 0) })
 		time.Sleep(calm)
 	}
 	heard := ear.heard(t)

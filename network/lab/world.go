@@ -135,7 +135,7 @@ func (u *underlay) plug(ctx context.Context, at segment, ns *Namespace, number, 
 }
 
 // upLimit bounds the wait for an interface that is up.
-const upLimit = 5 * time.Second
+const upLimit = 30 * time.Second
 
 // awaitUp waits until interfaces carry packets. The kernel notes a new carrier
 // a moment later, from a work queue (linkwatch_do_dev); until then a bridge
