@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -124,10 +125,20 @@ func TestStatus(t *testing.T) {
 			t.Errorf("STATUS: %s", describe(err))
 		}
 	}
+	began := time.Now()
 	fine()
 	m.mustAdd(t)
 	later()
-	wantCode(t, m.status(t), codeLimited, "for 2m0s ripstopd is not running", "start ripstopd")
+	limited := m.status(t)
+	wantCode(t, limited, codeLimited, "ripstopd is not running", "start ripstopd")
+	told := regexp.MustCompile(`for (\S+) ripstopd is not running`).FindStringSubmatch(fmt.Sprint(limited))
+	if told == nil {
+		t.Fatalf("it does not say for how long: %v", limited)
+	}
+	most := 2*time.Minute + time.Since(began).Round(time.Second)
+	if away, err := time.ParseDuration(told[1]); err != nil || away < 2*time.Minute || away > most {
+		t.Errorf("it is away for %s, want two minutes to %s", told[1], most)
+	}
 	m.mustAdd(t)
 
 	lock := lockAs(t, m)
