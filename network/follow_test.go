@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -16,6 +17,7 @@ import (
 	"github.com/ripstop-net/ripstop/backend/planners"
 	"github.com/ripstop-net/ripstop/network/converge"
 	"github.com/ripstop-net/ripstop/subnet"
+	"github.com/ripstop-net/ripstop/subnet/subnettest"
 )
 
 // followerAmongMany is that of a node in 10.0.0.0/8, whose loop does not run.
@@ -133,6 +135,40 @@ func TestEndOfHoldIsSavedAtOnce(t *testing.T) {
 	r.savesItsLease() // No other cause to save is left.
 	r.store.Put(second.Subnets.Key(), value, true)
 	r.eventually("it is saved that it is not", saved(false))
+}
+
+// lateAnswer is a client whose writes are made at once and answered as the node ends.
+type lateAnswer struct {
+	subnettest.Client
+	late atomic.Bool
+}
+
+func (c *lateAnswer) Write(ctx context.Context, l subnet.Lease) (subnet.Lease, error) {
+	got, err := c.Client.Write(ctx, l)
+	if c.late.Load() {
+		<-ctx.Done()
+		time.Sleep(100 * time.Millisecond) // What else ends with it has done so.
+	}
+	return got, err
+}
+
+// TestWhatIsLearntAtTheEndIsSaved: a record of which the node hears that it is written
+// when it has been told to end.
+func TestWhatIsLearntAtTheEndIsSaved(t *testing.T) {
+	r := newRig(t)
+	client := &lateAnswer{Client: r.store}
+	r.client = client
+	r.start()
+	r.ready()
+	r.savesItsLease()
+	client.late.Store(true)
+	r.renumber("10.99.0.7")
+	r.eventually("the record is written", r.recordAt("10.99.0.7"))
+	_, own := r.own()
+	r.stop()
+	if _, saved, _, err := SavedLease(r.opts.StateDir); err != nil || saved != own {
+		t.Errorf("saved is %+v, %v, want %+v", saved, err, own)
+	}
 }
 
 // TestMoveAmidAnAnswer: the underlay changes when a part of what etcd told at once

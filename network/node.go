@@ -462,7 +462,19 @@ func (n *Node) serve(ctx context.Context, p prepared, lease subnet.Lease) error 
 	n.view.serves(p, lease, loop, follower, standsIn)
 
 	probing := n.newProbing(p, follower)
+	// What the others note as they end is saved, too: a lease that was just written, a
+	// peer that was just heard of.
+	keeping, othersEnded := context.WithCancel(context.WithoutCancel(ctx))
+	defer othersEnded()
+	kept := make(chan error, 1)
 	group, ctx := errgroup.WithContext(ctx)
+	go func() {
+		select {
+		case <-ctx.Done():
+		case <-n.ready: // A start among many peers has more urgent things to do.
+		}
+		kept <- keeper.run(keeping)
+	}()
 	filtered := runFirewall(ctx, filter, group)
 	group.Go(func() error { return loop.Run(ctx) })
 	if p.options.Means().Carries() {
@@ -471,13 +483,6 @@ func (n *Node) serve(ctx context.Context, p prepared, lease subnet.Lease) error 
 	group.Go(func() error { return n.store.Watch(ctx, follower.follow) })
 	group.Go(func() error { return follower.graces(ctx) })
 	group.Go(func() error { return n.hold(ctx, p, lease, keeper, follower, elsewhere) })
-	group.Go(func() error {
-		select {
-		case <-ctx.Done():
-		case <-n.ready: // A start among many peers has more urgent things to do.
-		}
-		return keeper.run(ctx)
-	})
 	group.Go(func() error {
 		select {
 		case <-ctx.Done():
@@ -502,5 +507,7 @@ func (n *Node) serve(ctx context.Context, p prepared, lease subnet.Lease) error 
 	group.Go(func() error { return n.file.hear(ctx) })
 	group.Go(func() error { return n.followUnderlay(ctx, p, follower) })
 	group.Go(func() error { return probing.run(ctx, n.ready) })
-	return group.Wait()
+	err = group.Wait()
+	othersEnded()
+	return errors.Join(err, <-kept)
 }
