@@ -2,7 +2,9 @@ package network
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"path/filepath"
 	"time"
 
@@ -46,6 +48,10 @@ func (k *keptFile) hear(ctx context.Context) error {
 		var err error
 		if w, err = k.listen(folder); err != nil {
 			w, again = nil, time.After(hearAgain)
+			if errors.Is(err, fs.ErrNotExist) { // The folder went before it was listened to.
+				k.wake()
+				return
+			}
 			if !said {
 				k.log.Warn("changes of the subnet file are not heard of: it is looked at each few seconds", zap.Error(err))
 			}

@@ -14,6 +14,7 @@ import (
 	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest/observer"
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 
 	"github.com/ripstop-net/ripstop/network/envfile"
 	"github.com/ripstop-net/ripstop/subnet"
@@ -63,7 +64,13 @@ func TestSubnetFileIsHeardOf(t *testing.T) {
 		"replaced": func(path string) error {
 			return errors.Join(os.WriteFile(path+".new", nil, 0o644), os.Rename(path+".new", path))
 		},
-		"folder deleted":    func(path string) error { return os.RemoveAll(filepath.Dir(path)) },
+		"folder deleted": func(path string) error {
+			for { // The file may be put back before its folder is gone.
+				if err := os.RemoveAll(filepath.Dir(path)); !errors.Is(err, unix.ENOTEMPTY) {
+					return err
+				}
+			}
+		},
 		"folder moved away": func(path string) error { return os.Rename(filepath.Dir(path), filepath.Dir(path)+time.Now().String()) },
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -193,4 +200,30 @@ func TestHearingTakesBreath(t *testing.T) {
 		t.Errorf("%d wakes of %d writes in %s, want at most %d", wakes, writes, time.Since(began), most)
 	}
 	t.Logf("%d wakes of %d writes in %s", wakes, writes, time.Since(began))
+}
+
+// TestFolderThatGoesBeforeItIsListenedTo: it goes as the node begins anew to listen, so
+// that nothing is announced.
+func TestFolderThatGoesBeforeItIsListenedTo(t *testing.T) {
+	k, env, logs := heardFile(t)
+	var gone error
+	removed := make(chan struct{})
+	k.listen = func(folder string) (*fsnotify.Watcher, error) {
+		select {
+		case <-removed:
+		default:
+			gone = os.RemoveAll(folder)
+			close(removed)
+		}
+		return listenTo(folder)
+	}
+	runAll(t, k.keep, k.hear)
+	if <-removed; gone != nil {
+		t.Fatal(gone)
+	}
+	for end := time.Now().Add(patience); !says(k.path, env.Bytes()); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("it is not put back: said %v", logs.All())
+		}
+	}
 }
