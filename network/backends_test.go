@@ -61,9 +61,7 @@ func TestHostGatewayNode(t *testing.T) {
 		nobodys.Subnets.Key(): "public address 10.99.0.255 is the broadcast address of the link of eth0",
 		other.Subnets.Key():   `BackendType is "vxlan", the network's is "host-gw"`,
 	} {
-		if !r.said(why) || !r.said(key) {
-			t.Errorf("%s: not said: %s\n%v", key, why, r.logs.All())
-		}
+		r.eventually(fmt.Sprintf("of %s it is said: %s", key, why), func() bool { return r.said(why) && r.said(key) })
 	}
 	_, own := r.own()
 	if own.Backend != "host-gw" || own.MTU != 1500 || own.Endpoints[0] != (subnet.Endpoint{PublicIP: netip.MustParseAddr("10.99.0.1")}) {

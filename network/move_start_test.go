@@ -43,8 +43,8 @@ func TestStartFollowsItsUnderlay(t *testing.T) {
 			tc.hold(r)
 			r.start()
 			r.eventually("it waits", func() bool { w := r.node.Status().Waiting; return w != nil && w.For == tc.until })
-			time.Sleep(lookLasts)
 			r.renumber("10.99.0.7")
+			time.Sleep(lookLasts) // No try goes by a look of before then.
 			tc.free(r)
 			r.eventually("it is ready", func() bool { return r.node.NotReady() == nil })
 			r.eventually("it is where the host is", func() bool { return r.isAt("10.99.0.7", 1500) })
@@ -81,10 +81,10 @@ func TestWaitForAnUnderlayIsSaidOnce(t *testing.T) {
 		t.Errorf("said %d times", n)
 	}
 	r.host.become(func() { r.host.host[0].DefaultV4, r.host.host[0].Addresses = true, nil })
-	r.eventuallyIn(2*longestWait, "it says another reason", func() bool { return r.count("waiting") == 2 })
+	r.eventually("it says another reason", func() bool { return r.count("waiting") == 2 })
 	if w := r.node.Status().Waiting; w == nil || !strings.Contains(w.Reason, "eth0 has the default route and no global IPv4 address") || !strings.Contains(w.Reason, "veth0 (169.254.1.0)") {
 		t.Errorf("it waits for %+v", w)
 	}
 	r.host.become(func() { r.host.host[0].Addresses = []netip.Addr{netip.MustParseAddr("10.99.0.1")} })
-	r.eventuallyIn(2*longestWait, "it is ready", func() bool { return r.node.NotReady() == nil })
+	r.eventually("it is ready", func() bool { return r.node.NotReady() == nil })
 }

@@ -226,10 +226,8 @@ func TestMoveToTheAddressOfAnother(t *testing.T) {
 		return errors.As(err, &twin) && twin.Lives
 	})
 	r.renumber("10.99.0.1")
+	r.eventually("back at its own address it is what it was", func() bool { return r.isAt("10.99.0.1", 1500) })
 	a.well()
-	if !r.isAt("10.99.0.1", 1500) {
-		t.Error("back at its own address it is not what it was")
-	}
 	r.renumber("10.99.0.7")
 	a.fails("public address 10.99.0.7 is still that of node7", status.Undisputed)
 	r.store.Vanish("node7")
@@ -398,6 +396,7 @@ func TestPodsThatComeAreNoNews(t *testing.T) {
 				r.host.become(func() { r.host.host[0].DefaultV4 = false })
 				r.eventually("it is said", func() bool { return r.said("underlay does not serve") })
 			}
+			r.eventually("the loop has said what it did", func() bool { return r.count("forwarding state changed") == 1 })
 			lines := r.logs.Len()
 			r.kernel.Ops()
 			for i := range 200 {

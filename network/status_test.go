@@ -177,7 +177,7 @@ func TestStartWithoutStoreIsReadyAndKnowinglyStale(t *testing.T) {
 	r.join(2)
 	r.start()
 	r.ready()
-	r.eventually("it is saved", func() bool { _, _, there, err := SavedLease(r.opts.StateDir); return there && err == nil })
+	r.savesItsLease()
 	r.stop()
 	r.store.Away(true)
 	r.start()
@@ -222,7 +222,7 @@ func (a asked) series() map[string]float64 {
 // metric of ours is there that never moves.
 func TestEachMetricMoves(t *testing.T) {
 	r := newRig(t)
-	r.opts.PeerGrace = 2 * time.Second
+	r.opts.PeerGrace = 2 * patience // Until it is made shorter.
 	r.opts.AuditEvery = 500 * time.Millisecond
 	r.store.Sign(50 * time.Millisecond)
 	r.store.SetConfig(nil)
@@ -355,6 +355,10 @@ func TestEachMetricMoves(t *testing.T) {
 	rival.Endpoints[0].MAC = third.Endpoints[0].MAC
 	r.store.Put(rival.Subnets.Key(), rival.Record(), true)
 	until("one has given way", more(`holds_ended_total{outcome="displaced"`))
+	f := r.node.view.follower
+	f.mu.Lock()
+	f.mirror.SetGrace(time.Millisecond)
+	f.mu.Unlock()
 	until("the others are gone", func(s map[string]float64) bool {
 		return s["ripstop_held_peers"] == 0 && s[`ripstop_holds_ended_total{outcome="expired"`] > 0 && !r.reaches(fourth)
 	})

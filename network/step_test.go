@@ -223,6 +223,7 @@ func TestMoveWaitsForTheAddress(t *testing.T) {
 			r := newRig(t)
 			r.movesBeside()
 			r.store.Renew(10 * time.Millisecond)
+			r.tune = func(n *Node) { n.pendingFor = 2 * patience }
 			r.start()
 			r.ready()
 			a := r.asked()

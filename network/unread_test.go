@@ -45,7 +45,7 @@ func TestInvariant3UnreadableRecordOutlivesARestart(t *testing.T) {
 	second.Endpoints[subnet.V4].MAC[1] = 9
 	r.store.Put(second.Subnets.Key(), second.Record(), true)
 	r.store.Delete(third.Subnets.Key())
-	r.eventually("the third left", func() bool { return !r.reaches(third) })
+	r.eventually("the third left, with all that it had", func() bool { return !r.reaches(third) && r.kernel.State().Len() == 2+4 })
 	r.eventually("the firewall is no longer careful", func() bool { return !careful() })
 	if !r.reaches(second) {
 		t.Errorf("the kernel has\n%s", r.kernel.State())

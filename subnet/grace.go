@@ -49,9 +49,12 @@ func (m *Mirror) Holds() Holds {
 	return m.grace.count
 }
 
-// SetGrace sets how long peers are held, before anything is; 0, as at first, is
-// not at all.
-func (m *Mirror) SetGrace(length time.Duration) { m.grace.length = length }
+// SetGrace sets how long peers are held, those included that are held by then; 0, as
+// at first, is not at all.
+func (m *Mirror) SetGrace(length time.Duration) {
+	m.grace.length = length
+	m.grace.due = time.Time{} // All that are held are looked at.
+}
 
 // Grace is how long peers are held.
 func (m *Mirror) Grace() time.Duration { return m.grace.length }

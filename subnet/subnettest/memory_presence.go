@@ -121,6 +121,17 @@ func (m *Memory) Vanish(node string) {
 	m.broadcast()
 }
 
+// Breathe has a node that is known give a sign of life.
+func (m *Memory) Breathe(node string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, known := range m.living {
+		if known.Node == node {
+			known.signs++
+		}
+	}
+}
+
 // Renew sets how often a Stay that begins from now on gives a sign of life; it is
 // a quarter of [subnet.PresenceTTL] at first.
 func (m *Memory) Renew(every time.Duration) {
