@@ -13,7 +13,7 @@ import (
 )
 
 // downLimit is how long a lab is given to take itself away.
-const downLimit = 20 * time.Second
+const downLimit = 40 * time.Second
 
 func newDown(at *place) *cobra.Command {
 	return &cobra.Command{

@@ -54,8 +54,12 @@ func TestMain(m *testing.M) {
 	}))
 }
 
-// runLimit bounds one run of the program.
-const runLimit = time.Minute
+// runLimit bounds one run of the program, and liveLimit the life of a lab, in which there
+// are many such.
+const (
+	runLimit  = 2 * time.Minute
+	liveLimit = 8 * time.Minute
+)
 
 // program is a run of ripstop-lab.
 type program struct {
@@ -81,13 +85,13 @@ func (o *output) String() string {
 	return o.text.String()
 }
 
-func newProgram(t *testing.T, args ...string) *program {
+func newProgram(t *testing.T, limit time.Duration, args ...string) *program {
 	t.Helper()
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), runLimit)
+	ctx, cancel := context.WithTimeout(t.Context(), limit)
 	t.Cleanup(cancel)
 	p := &program{Cmd: exec.CommandContext(ctx, self, args...)}
 	p.Env = append(os.Environ(), asProgram+"=1", "GORACE=atexit_sleep_ms=0")
@@ -98,7 +102,7 @@ func newProgram(t *testing.T, args ...string) *program {
 // run runs ripstop-lab to its end and checks exit code and output.
 func run(t *testing.T, wantCode int, wantOut string, args ...string) string {
 	t.Helper()
-	p := newProgram(t, args...)
+	p := newProgram(t, runLimit, args...)
 	var exit *exec.ExitError
 	if err := p.Run(); err != nil && !errors.As(err, &exit) {
 		t.Fatal(err)
@@ -112,7 +116,7 @@ func run(t *testing.T, wantCode int, wantOut string, args ...string) string {
 // startUp starts "up" and waits until the lab stands.
 func startUp(t *testing.T, args ...string) *program {
 	t.Helper()
-	p := newProgram(t, append([]string{"up"}, args...)...)
+	p := newProgram(t, liveLimit, append([]string{"up"}, args...)...)
 	if err := p.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -193,7 +197,7 @@ func TestDownWhileComingUp(t *testing.T) {
 	if err := os.WriteFile(stub, []byte("#!/bin/sh\nexec sleep 60\n"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	up := newProgram(t, "up", "--dir", filepath.Join(dir, "labs"), "--ripstopd", stub, "--nodes", "1")
+	up := newProgram(t, liveLimit, "up", "--dir", filepath.Join(dir, "labs"), "--ripstopd", stub, "--nodes", "1")
 	if err := up.Start(); err != nil {
 		t.Fatal(err)
 	}
