@@ -117,7 +117,7 @@ exec setpriv --bounding-set %s --inh-caps -all --no-new-privs strace -D -f -qq -
 	everyPairTalks(t, l, talkLimit)
 	h := l.Hosts[0]
 	shell(t, h, "iptables-legacy -P FORWARD DROP; nft add table ip other; nft add chain ip other forward '{ type filter hook forward priority 0; }'")
-	eventually(t, 10*time.Second, "the policy of legacy iptables is told", func() bool {
+	eventually(t, time.Minute, "the policy of legacy iptables is told", func() bool {
 		return strings.Contains(h.DaemonLog(), `"table":"legacy ip filter","chain":"FORWARD","rule":"policy drop"`)
 	})
 	for _, host := range l.Hosts {
