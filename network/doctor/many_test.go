@@ -60,6 +60,7 @@ func (s sources) Examine(_ context.Context, _ doctor.Filtered, peers []netip.Add
 // TestManyPeersAreLookedAtInTime: the whole of a node's part among 10,000 peers on the
 // real kernel, with nothing wrong and with everything.
 func TestManyPeersAreLookedAtInTime(t *testing.T) {
+	doctor.Unhurried(t)
 	ns := kerneltest.Namespace(t)
 	k, err := kernel.OpenAt(ns, vxlan.OwnsDevice)
 	if err != nil {
@@ -120,7 +121,11 @@ func TestManyPeersAreLookedAtInTime(t *testing.T) {
 	}
 	examine := func(what string) []doctor.Verdict {
 		began, before := time.Now(), used(t)
-		got := doctor.Run(t.Context(), doctor.Node(all), nil)
+		checks := doctor.Node(all)
+		for i := range checks { // On a machine that is busy with others they would run out.
+			checks[i].Limit = time.Hour
+		}
+		got := doctor.Run(t.Context(), checks, nil)
 		took := used(t) - before
 		t.Logf("%s: %s, of which %s of a processor's", what, time.Since(began).Round(time.Millisecond), took.Round(time.Millisecond))
 		if took > inTime*slower {

@@ -106,11 +106,11 @@ var nodeChecks = []SceneCheck{
 	{ID: "cni", Title: "the files of CNI", Anywhere: true, Judge: checkCNI},
 }
 
-// Limits of the look at the sources and of a check, which may be the one to take it.
-const (
-	lookLimit = 10 * time.Second
-	nodeLimit = 15 * time.Second
-)
+// nodeLimit is that of a check, which may be the one to take the look at the sources, and
+// lookLimit is that of the look; it changes for tests alone.
+const nodeLimit = 15 * time.Second
+
+var lookLimit = 10 * time.Second
 
 // ErrTooLittle is for checks for which too little is known, where another has said
 // so already.
