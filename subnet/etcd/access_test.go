@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"strings"
 	"syscall"
@@ -70,14 +71,15 @@ func deaf(t *testing.T) string {
 	return l.Addr().String()
 }
 
+// closedPort is one at which nobody listens until the test's end.
 func closedPort(t *testing.T) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	held, port, err := etcdserver.HoldPort(netip.MustParseAddr("127.0.0.1"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer func() { _ = l.Close() }()
-	return l.Addr().String()
+	t.Cleanup(func() { _ = held.Close() })
+	return port.String()
 }
 
 func TestAway(t *testing.T) {

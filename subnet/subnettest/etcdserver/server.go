@@ -7,7 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
+	"net/netip"
 	"net/url"
 	"os"
 	"os/exec"
@@ -66,6 +66,8 @@ const (
 // Server is an etcd in a child process. It dies with its parent.
 type Server struct {
 	o Options
+	// port holds a port that was chosen for it, also while it does not run.
+	port *os.File
 
 	mu    sync.Mutex
 	child *child
@@ -87,11 +89,11 @@ func Start(ctx context.Context, o Options) (*Server, error) {
 	}
 	for try := 1; ; try++ {
 		s := &Server{o: o}
-		free, err := withFreePort(o.ListenClientURL)
+		free, port, err := withFreePort(o.ListenClientURL)
 		if err != nil {
 			return nil, fmt.Errorf("start etcd: %w", err)
 		}
-		s.o.ListenClientURL = free
+		s.o.ListenClientURL, s.port = free, port
 		if o.AdvertiseClientURL == "" {
 			s.o.AdvertiseClientURL = free
 		}
@@ -99,27 +101,34 @@ func Start(ctx context.Context, o Options) (*Server, error) {
 		if err == nil {
 			return s, nil
 		}
+		if port != nil {
+			_ = port.Close()
+		}
 		if !errors.Is(err, errPortTaken) || free == o.ListenClientURL || try == startTries {
 			return nil, err
 		}
 	}
 }
 
-// withFreePort replaces port 0 by one that is free now.
-func withFreePort(text string) (string, error) {
+// withFreePort replaces port 0 by one that is free and held.
+func withFreePort(text string) (string, *os.File, error) {
 	u, err := url.Parse(text)
 	if err != nil {
-		return "", err
+		return "", nil, err
 	}
 	if u.Port() != "0" {
-		return text, nil
+		return text, nil, nil
 	}
-	l, err := net.Listen("tcp", u.Host)
+	at, err := netip.ParseAddr(u.Hostname())
 	if err != nil {
-		return "", err
+		return "", nil, err
 	}
-	u.Host = l.Addr().String()
-	return u.String(), l.Close()
+	held, port, err := HoldPort(at)
+	if err != nil {
+		return "", nil, err
+	}
+	u.Host = port.String()
+	return u.String(), held, nil
 }
 
 // URL is where clients reach the server: the same for its whole life.

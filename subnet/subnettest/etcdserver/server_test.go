@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"os"
 	"os/exec"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -159,6 +160,37 @@ func TestLife(t *testing.T) {
 	}
 	if !healthy(t, s) {
 		t.Fatal("not healthy after Wipe")
+	}
+}
+
+// TestPortStaysItsOwn: nobody is given it while the server does not run.
+func TestPortStaysItsOwn(t *testing.T) {
+	s := etcdserver.ForTest(t, etcdserver.Options{})
+	if err := s.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = l.Close() }()
+	runtime.GC() // Which closes files that nobody holds.
+	runtime.GC()
+	from, err := net.ResolveTCPAddr("tcp", strings.TrimPrefix(s.URL(), "http://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := (&net.Dialer{LocalAddr: from}).DialContext(t.Context(), "tcp", l.Addr().String())
+	if err == nil {
+		defer func() { _ = c.Close() }()
+		t.Error("a connection is made from it")
+	}
+	if c, err := net.Dial("tcp", from.String()); err == nil {
+		_ = c.Close()
+		t.Error("somebody listens there")
+	}
+	if err := s.Restart(t.Context()); err != nil {
+		t.Error(err)
 	}
 }
 
