@@ -96,11 +96,11 @@ func TestTwoInterfaces(t *testing.T) {
 					t.Fatal(err)
 				}
 				began, why := time.Now(), ""
-				node, ok := timeUntil(peersFollow, func() bool { why = nodeIsAt(h); return why == "" })
+				node, ok := timeUntil(othersFollow, func() bool { why = nodeIsAt(h); return why == "" })
 				if !ok {
 					t.Fatalf("%s: the node has not followed: %s", what, why)
 				}
-				if _, ok := timeUntil(peersFollow, func() bool { why = peersSendTo(l, h, macs); return why == "" }); !ok {
+				if _, ok := timeUntil(othersFollow, func() bool { why = peersSendTo(l, h, macs); return why == "" }); !ok {
 					t.Fatalf("%s: the peers have not followed: %s", what, why)
 				}
 				peers := time.Since(began)
