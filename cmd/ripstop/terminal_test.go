@@ -25,7 +25,7 @@ func onTerminal(t *testing.T, columns uint16, env []string, enough func(string) 
 		t.Fatal(err)
 	}
 	defer func() { _ = tty.Close() }()
-	late := time.AfterFunc(20*time.Second, func() { _ = cmd.Process.Kill() })
+	late := time.AfterFunc(time.Minute, func() { _ = cmd.Process.Kill() })
 	defer late.Stop()
 	var out bytes.Buffer
 	for buffer := make([]byte, 1<<16); ; {
@@ -119,7 +119,7 @@ func TestWatchOfJSONIsALineEach(t *testing.T) {
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
-		late := time.AfterFunc(20*time.Second, func() { _ = out.CloseWithError(errors.New("it says too little")) })
+		late := time.AfterFunc(time.Minute, func() { _ = out.CloseWithError(errors.New("it says too little")) })
 		text := make([]byte, 0, 1<<16)
 		for buffer := make([]byte, 1<<16); bytes.Count(text, []byte("\n")) < 3; {
 			n, err := out.Read(buffer)

@@ -225,7 +225,7 @@ func TestContainerd(t *testing.T) {
 		if err := n.host.WaitReady(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		eventually(t, 10*time.Second, n.host.Name+": containerd's network is ready", func() bool { return n.networkReady(t) })
+		eventually(t, time.Minute, n.host.Name+": containerd's network is ready", func() bool { return n.networkReady(t) })
 	}
 	sofar("ready")
 
@@ -255,7 +255,7 @@ func TestContainerd(t *testing.T) {
 		}
 		for _, way := range ways {
 			said := ""
-			for end := time.Now().Add(10 * time.Second); said != way.want && time.Now().Before(end); {
+			for end := time.Now().Add(time.Minute); said != way.want && time.Now().Before(end); {
 				said = way.get()
 			}
 			if said != way.want {

@@ -198,7 +198,7 @@ func TestDocker(t *testing.T) {
 	says := func(what, want string, ask func() string) {
 		t.Helper()
 		said := ""
-		for end := time.Now().Add(10 * time.Second); said != want && time.Now().Before(end); {
+		for end := time.Now().Add(time.Minute); said != want && time.Now().Before(end); {
 			said = ask()
 		}
 		if said != want {

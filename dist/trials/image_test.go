@@ -204,7 +204,7 @@ func TestImage(t *testing.T) {
 		t.Error("a ready daemon does not pass the liveness probe")
 	}
 	for _, path := range []string{"bin/ripstop-cni", "net.d/10-ripstop.conflist"} {
-		eventually(t, 5*time.Second, path+" is on the node", func() bool { _, err := os.Stat(filepath.Join(h.Dir, path)); return err == nil })
+		eventually(t, time.Minute, path+" is on the node", func() bool { _, err := os.Stat(filepath.Join(h.Dir, path)); return err == nil })
 	}
 	// As the operator does by kubectl exec.
 	if said := e.do(t, "docker", "exec", "ripstopd", "/usr/bin/ripstop", "status"); !strings.Contains(said, "ready") {
@@ -212,7 +212,7 @@ func TestImage(t *testing.T) {
 	}
 
 	from, to := onlyAddress(t, h, h.SubnetFile()), onlyAddress(t, other, other.SubnetFile())
-	eventually(t, 15*time.Second, "the nodes' subnets reach each other", func() bool {
+	eventually(t, time.Minute, "the nodes' subnets reach each other", func() bool {
 		_, err := lab.Ping(t.Context(), h.Namespace, from, to, lab.PingOptions{Timeout: 200 * time.Millisecond})
 		return err == nil
 	})
