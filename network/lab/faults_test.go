@@ -247,6 +247,10 @@ func (s *faultSuite) try(t *testing.T, l *Lab, f fault) {
 	}
 	flows := startFlows(t, l)
 	time.Sleep(calm)
+	var last *lastChange
+	if f.mended == nil && f.state != nil {
+		last = hearLastChange(t, h)
+	}
 	began := time.Now()
 	if err := f.do.act(t, l, h); err != nil {
 		t.Fatal(err)
@@ -257,7 +261,13 @@ func (s *faultSuite) try(t *testing.T, l *Lab, f fault) {
 	if f.lingers {
 		lock, patience = watchLock(t, h), limit+mostKernel
 	}
-	healed, ok := timeUntil(patience, undone)
+	var healed time.Duration
+	var ok bool
+	if last != nil {
+		healed, ok = last.until(t, began.Add(took), patience, undone)
+	} else {
+		healed, ok = timeUntil(patience, undone)
+	}
 	kernel := lock.end(t)
 	if ok = ok && healed <= limit+kernel; !ok {
 		t.Errorf("not healed after %s:\n%s", healed, tell())
