@@ -42,7 +42,7 @@ func judgeDaemon(c *Scene) []Verdict {
 	if s == nil {
 		return []Verdict{{
 			Severity: Failure, Summary: "ripstopd does not answer: nothing is mended, no peer's change is followed, and the lease runs out",
-			Evidence: []string{c.StatusErr.Error()}, Remedy: startDaemon(),
+			Evidence: []string{c.StatusErr.Error()}, Remedy: c.startDaemon(),
 		}}
 	}
 	if beat := s.Daemon.Beat; !beat.IsZero() && now.Sub(beat) > longestBeat {

@@ -138,7 +138,7 @@ func inBoth(a, b []backend.Op) []backend.Op {
 // heals is the remedy for what a daemon mends by itself.
 func heals(c *Scene) []string {
 	if c.Status == nil {
-		return startDaemon()
+		return c.startDaemon()
 	}
 	return []string{"A daemon that runs mends this within a second. Since it stays, the kernel does not take it or another program undoes it; the status names what is in the way:", Command("ripstop status")}
 }

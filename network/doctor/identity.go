@@ -79,7 +79,7 @@ func judgeRecord(c *Scene) []Verdict {
 			Remedy: []string{"A daemon that runs claims its subnet again by itself. If the name is not this node's, give --node-name."},
 		}
 		if c.Status == nil {
-			v.Remedy = startDaemon()
+			v.Remedy = c.startDaemon()
 		}
 		return []Verdict{v}
 	}

@@ -236,6 +236,7 @@ func TestStoreJudgements(t *testing.T) {
 		"away, and no daemon":         {&Scene{StoreErr: away}, nil, Failure, "does not answer"},
 		"away, and the daemon stands": {&Scene{StoreErr: away, Status: stale}, nil, Warning, "nothing breaks yet"},
 		"read by the daemon alone":    {&Scene{StoreErr: away, Status: current}, nil, Note, "--etcd-"},
+		"away, where none was named":  {&Scene{StoreErr: away}, nil, Failure, "give --etcd-endpoints"},
 		"away, and nothing saved":     {&Scene{StoreErr: away, SavedErr: errors.New("torn")}, nil, Failure, "saved cannot be used: torn"},
 		"refused":                     {&Scene{StoreErr: refused, Status: current}, nil, Failure, "refuses"},
 		"well":                        {&Scene{Listing: sound}, nil, OK, "revision 7"},
@@ -252,6 +253,21 @@ func TestStoreJudgements(t *testing.T) {
 		got := judgeStore(tc.scene, tc.servers)
 		if len(got) != 1 || got[0].Severity != tc.want || !strings.Contains(fmt.Sprint(got[0]), tc.text) {
 			t.Errorf("%s: %v, want %s with %q", name, got, tc.want, tc.text)
+		}
+	}
+}
+
+// TestRemedyIsOfWhatIsBroken: who named an etcd is not asked for one, and a daemon that hangs
+// is not started, by which systemd would do nothing.
+func TestRemedyIsOfWhatIsBroken(t *testing.T) {
+	named := &Scene{StoreErr: errors.New("etcd is away"), Setup: Setup{StoreFlags: []string{"--etcd-endpoints=http://192.0.2.1:2379"}}}
+	if got := fmt.Sprint(judgeStore(named, nil)); strings.Contains(got, "give --etcd-endpoints") {
+		t.Error(got)
+	}
+	hangs := &Scene{At: now, StatusErr: errors.New("does not answer"), Hangs: true}
+	for _, got := range []string{fmt.Sprint(judgeDaemon(hangs)), fmt.Sprint(judgeRecord(hangs)), fmt.Sprint(heals(hangs))} {
+		if !strings.Contains(got, "$ systemctl restart ripstopd") || strings.Contains(got, "systemctl start") {
+			t.Error(got)
 		}
 	}
 }

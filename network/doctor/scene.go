@@ -30,10 +30,12 @@ type Scene struct {
 	Status *status.Status // nil where the daemon does not answer.
 	// StatusErr says why.
 	StatusErr error
-	Listing   *subnet.Listing // nil where the store does not answer.
-	StoreErr  error
-	Saved     *Saved // nil where nothing is saved.
-	SavedErr  error
+	// Hangs tells that there is a daemon, which does not answer.
+	Hangs    bool
+	Listing  *subnet.Listing // nil where the store does not answer.
+	StoreErr error
+	Saved    *Saved // nil where nothing is saved.
+	SavedErr error
 	// Source says what Config and the peers are from.
 	Source string
 
@@ -149,6 +151,7 @@ func (c *Scene) askDaemon(ctx context.Context, d Daemon) {
 				c.Ended = info.ModTime() // The socket was in there.
 			}
 		} else if c.Status == nil && c.StatusErr == nil {
+			c.Hangs = true
 			c.StatusErr = errors.New("ripstopd does not answer at its socket: it is stopped (SIGSTOP), or the host is out of processor time")
 		}
 		timer := time.NewTimer(daemonPause)
@@ -416,7 +419,11 @@ func (c *Scene) peerAddresses() (out []netip.Addr) {
 	return out
 }
 
-// startDaemon is the remedy for a daemon that is not there.
-func startDaemon() []string {
+// startDaemon is the remedy for a daemon that is not there, or that hangs: one that
+// systemd takes for running is not started by it.
+func (c *Scene) startDaemon() []string {
+	if c.Hangs {
+		return []string{Command("systemctl restart ripstopd"), "Nothing is lost by it."}
+	}
 	return []string{Command("systemctl start ripstopd"), "If it ends again, its log says why:", Command("journalctl -u ripstopd -n 50")}
 }

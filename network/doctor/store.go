@@ -41,6 +41,9 @@ func judgeStore(c *Scene, servers []Server) []Verdict {
 			fallthrough
 		default:
 			v.Remedy = []string{"Look after etcd; what it says of itself:", Command("etcdctl endpoint health --cluster")}
+			if c.Status == nil && !c.storeNamed() {
+				v.Remedy = append([]string{"If etcd is elsewhere than by default, give --etcd-endpoints, or --env-file with the daemon's settings."}, v.Remedy...)
+			}
 		}
 		if c.SavedErr != nil { // Without the store a daemon can start by that alone.
 			v.Evidence = append(v.Evidence, "what the daemon has saved cannot be used: "+c.SavedErr.Error())
@@ -80,6 +83,11 @@ func judgeStore(c *Scene, servers []Server) []Verdict {
 		return out
 	}
 	return well("the store answers at revision %d, with a sound config and %s", c.Listing.Revision, status.Count(len(c.Listing.Leases), "record", "records"))
+}
+
+// storeNamed tells whether the endpoints that were asked are others than the default.
+func (c *Scene) storeNamed() bool {
+	return slices.ContainsFunc(c.Setup.StoreFlags, func(f string) bool { return strings.HasPrefix(f, "--etcd-endpoints=") })
 }
 
 // storeFlags are what a command of ripstop needs to reach the store that was looked at,
