@@ -172,7 +172,7 @@ func TestUpExecPingListDown(t *testing.T) {
 // wrong by it, and from outside the same is refused as another network namespace.
 func theDoctorHint(t *testing.T, shown string) {
 	t.Helper()
-	m := regexp.MustCompile(`(?m)^  \S+ (exec .* -- )\S+ripstop (doctor --run-dir \S+)  +what is wrong`).FindStringSubmatch(shown)
+	m := regexp.MustCompile(`(?m)^  \S+ (exec .* -- )\S+ripstop (doctor --run-dir \S+)$`).FindStringSubmatch(shown)
 	if m == nil {
 		t.Fatalf("there is no hint of the doctor:\n%s", shown)
 	}

@@ -129,17 +129,19 @@ func milliseconds(d time.Duration) string { return fmt.Sprintf("%.2f", d.Seconds
 // printHints says how to step in.
 func printHints(out io.Writer, at *place, l *lab.Lab) {
 	self, flags := os.Args[0], at.flags()
-	pods := l.Pods()
+	pods, host := l.Pods(), l.Hosts[0]
 	last := pods[len(pods)-1]
+	tool, runDir := filepath.Join(filepath.Dir(self), "ripstop"), filepath.Join(host.Dir, "run")
 	say(out, "\nStep in from another terminal:\n")
-	t := table(out)
-	say(t, "  %s ping%s %s %s\tone pod calls another\n", self, flags, pods[0].Name, last.Name)
-	say(t, "  %s exec%s %s -- sh\ta shell in a pod's network\n", self, flags, pods[0].Name)
-	say(t, "  %s exec%s %s -- ip route\twhat a node's kernel has\n", self, flags, l.Hosts[0].Name)
-	tool, runDir := filepath.Join(filepath.Dir(self), "ripstop"), filepath.Join(l.Hosts[0].Dir, "run")
-	say(t, "  %s status --run-dir %s\thow a node is; peers shows whom it reaches\n", tool, runDir)
-	say(t, "  %s exec%s %s -- %s doctor --run-dir %s\twhat is wrong with a node and its paths\n", self, flags, l.Hosts[0].Name, tool, runDir)
-	say(t, "  %s list%s\tnodes and pods\n", self, flags)
-	_ = t.Flush()
-	say(out, "Logs: %s and so on\nCtrl-C takes it all away.\n", l.Hosts[0].LogFile())
+	for _, hint := range []struct{ what, command string }{
+		{"one pod calls another", fmt.Sprintf("%s ping%s %s %s", self, flags, pods[0].Name, last.Name)},
+		{"a shell in a pod's network", fmt.Sprintf("%s exec%s %s -- sh", self, flags, pods[0].Name)},
+		{"what a node's kernel has", fmt.Sprintf("%s exec%s %s -- ip route", self, flags, host.Name)},
+		{"how a node is, and whom it reaches", fmt.Sprintf("%s status --run-dir %s\n  %[1]s peers --run-dir %[2]s", tool, runDir)},
+		{"what is wrong with a node and its paths", fmt.Sprintf("%s exec%s %s -- %s doctor --run-dir %s", self, flags, host.Name, tool, runDir)},
+		{"nodes and pods", fmt.Sprintf("%s list%s", self, flags)},
+	} {
+		say(out, "  # %s\n  %s\n", hint.what, hint.command)
+	}
+	say(out, "Logs: %s and so on\nCtrl-C takes it all away.\n", host.LogFile())
 }

@@ -71,7 +71,7 @@ func (l *Lab) start(ctx context.Context) (err error) {
 		return err
 	}
 	for _, s := range segments {
-		l.say("underlay: a bridge at %s", l.underlay.prefixes(s, gatewayNumber))
+		l.say("underlay: a bridge at %s", l.underlay.gateways(s))
 	}
 	if err := l.startEtcd(ctx); err != nil {
 		return err

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"strings"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -84,6 +85,15 @@ func (u *underlay) prefixes(s segment, n int) []netip.Prefix {
 		out = append(out, s.prefix(f, n))
 	}
 	return out
+}
+
+// gateways are the addresses of a segment's bridge, for people.
+func (u *underlay) gateways(s segment) string {
+	var out []string
+	for _, p := range u.prefixes(s, gatewayNumber) {
+		out = append(out, p.String())
+	}
+	return strings.Join(out, ", ")
 }
 
 // underlayMAC is that of the n-th machine's interface on the underlay.
