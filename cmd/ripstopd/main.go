@@ -61,6 +61,9 @@ func run(ctx context.Context, c ripstopd.Config) error {
 		return err
 	}
 	defer func() { _ = log.Sync() }()
+	if len(c.Unknown) > 0 {
+		log.Warn("environment has variables that are no flag's and mean nothing: 'ripstopd --help' has the flags", zap.Strings("variables", c.Unknown))
+	}
 	c.Etcd.Log = log
 	c.Node.StoreAddresses, c.Node.Serve = c.Etcd.Addresses, rundir.Serve
 	c.Node.Level, c.Node.Version = level, settings.Release()

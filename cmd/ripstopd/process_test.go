@@ -21,7 +21,7 @@ import (
 )
 
 // asDaemon makes the test binary run as ripstopd.
-const asDaemon = "RIPSTOPD_TEST_AS_DAEMON"
+const asDaemon = "TEST_AS_RIPSTOPD"
 
 func TestMain(m *testing.M) {
 	etcdserver.RunIfChild()
@@ -158,11 +158,11 @@ func TestEndsAtOnceWithOneLine(t *testing.T) {
 		want []string
 	}{
 		"unknown flag":      {args: []string{"--bogus"}, code: exitUsage, want: []string{"unknown flag: --bogus", "--help"}},
-		"bad endpoint":      {args: []string{"--etcd-endpoints=10.0.0.1:2379"}, code: exitFailed, want: []string{"10.0.0.1:2379", "http://"}},
+		"bad endpoint":      {args: []string{"--etcd-endpoints=10.0.0.1:2379"}, code: exitUsage, want: []string{"10.0.0.1:2379", "http://"}},
 		"bad variable":      {env: []string{"RIPSTOPD_LEASE_TTL=long"}, code: exitUsage, want: []string{"RIPSTOPD_LEASE_TTL"}},
 		"no CA file":        {args: []string{"--etcd-endpoints=https://127.0.0.1:1", "--etcd-cafile=" + filepath.Join(dir, "none")}, code: exitFailed, want: []string{"--etcd-cafile", "no such file"}},
 		"junk CA file":      {args: []string{"--etcd-endpoints=https://127.0.0.1:1", "--etcd-cafile=" + junk}, code: exitFailed, want: []string{"--etcd-cafile"}},
-		"certificate alone": {args: []string{"--etcd-endpoints=https://127.0.0.1:1", "--etcd-certfile=" + junk}, code: exitFailed, want: []string{"--etcd-keyfile"}},
+		"certificate alone": {args: []string{"--etcd-endpoints=https://127.0.0.1:1", "--etcd-certfile=" + junk}, code: exitUsage, want: []string{"--etcd-keyfile"}},
 		"malformed config":  {args: []string{"--etcd-endpoints=" + plain.URL(), malformed}, code: exitFailed, want: []string{"malformed network config: Network:", "ripstop config set"}},
 		"wrong password": {
 			env: []string{"RIPSTOPD_ETCD_USERNAME=root", "RIPSTOPD_ETCD_PASSWORD=hunter2"}, args: []string{"--etcd-endpoints=" + locked.URL()},
@@ -235,6 +235,15 @@ func TestWaitsAndSaysSoOnce(t *testing.T) {
 			}
 			t.Log(strings.TrimSpace(p.out.String()))
 		})
+	}
+}
+
+// TestMisspeltVariableIsNamed, and what Kubernetes puts in for a Service of the name is not.
+func TestMisspeltVariableIsNamed(t *testing.T) {
+	p := startProcess(t, []string{"RIPSTOPD_IP_MASK=true", "RIPSTOPD_PEER_GRACE=1m", "RIPSTOPD_PORT=tcp://10.96.0.7:8285", "RIPSTOPD_PORT_8285_TCP_PORT=8285", "RIPSTOPD_SERVICE_HOST=10.96.0.7"}, "--etcd-endpoints=http://127.0.0.1:1")
+	p.says("waiting")
+	if text := p.out.String(); strings.Count(text, "mean nothing") != 1 || !strings.Contains(text, `"variables":["RIPSTOPD_IP_MASK"]`) {
+		t.Error(text)
 	}
 }
 

@@ -77,6 +77,12 @@ func (o Options) shownEndpoints() []string {
 	return shown
 }
 
+// Check checks what can be checked without etcd and without a file, as [Open] does.
+func (o Options) Check() error {
+	_, err := o.complete()
+	return err
+}
+
 // complete fills in defaults and checks what can be checked without etcd.
 func (o Options) complete() (Options, error) {
 	if o.Prefix == "" {

@@ -34,6 +34,8 @@ type Config struct {
 	Firewall firewall.Options
 	CNI      cnifiles.Options
 	LogLevel string
+	// Unknown are the variables that look like a flag's and are none's.
+	Unknown []string
 	// Version tells that the version is to be printed, and no more.
 	Version bool
 }
@@ -218,7 +220,9 @@ func Parse(args []string) (Config, error) {
 	if v, err := flags.GetBool("version"); err == nil && v {
 		return Config{Version: true}, nil
 	}
-	return finish()
+	c, err := finish()
+	c.Unknown = settings.Unknown(flags, EnvPrefix)
+	return c, err
 }
 
 func usage(flags *pflag.FlagSet) {
@@ -240,7 +244,7 @@ Examples:
   ripstop config set '{"Network": "10.5.0.0/16"}' --etcd-endpoints http://10.0.0.1:2379
 
 Flags (each also as an environment variable: --etcd-cafile is %s; the command line wins):
-%s`, settings.EnvironmentName(EnvPrefix, "etcd-cafile"), flags.FlagUsages())
+%s`, settings.EnvironmentName(EnvPrefix, "etcd-cafile"), flags.FlagUsagesWrapped(settings.Columns()))
 }
 
 // IsHelp tells whether an error of Parse says that help was asked for, and given.

@@ -6,11 +6,13 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/spf13/pflag"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
+	"golang.org/x/term"
 
 	"github.com/ripstop-net/ripstop/subnet"
 	"github.com/ripstop-net/ripstop/subnet/etcd"
@@ -55,6 +57,11 @@ func (e *Etcd) Arguments() (out []string) {
 	return out
 }
 
+// Elsewhere tells whether the endpoints are others than the default.
+func (e *Etcd) Elsewhere() bool {
+	return slices.ContainsFunc(e.Arguments(), func(f string) bool { return strings.HasPrefix(f, "--etcd-endpoints=") })
+}
+
 // Options returns what the flags say. The password's file is read here.
 func (e *Etcd) Options() (etcd.Options, error) {
 	o := e.opts
@@ -75,13 +82,32 @@ func (e *Etcd) Options() (etcd.Options, error) {
 	if (o.Username == "") != (o.Password == "") {
 		return o, errors.New("--etcd-username needs a password (--etcd-password-file), and a password needs --etcd-username")
 	}
-	return o, nil
+	return o, o.Check()
 }
 
 // FromEnvironment sets every flag that the command line left alone from the
 // environment: --etcd-cafile from PREFIX_ETCD_CAFILE.
 func FromEnvironment(flags *pflag.FlagSet, prefix string) error {
 	return fill(flags, prefix, "environment", os.LookupEnv)
+}
+
+// Unknown are the variables of the environment that begin as those of flags do and are
+// none's: a name that is misspelt sets nothing. What Kubernetes puts into a pod for a
+// Service of the name is not among them
+// (https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables).
+func Unknown(flags *pflag.FlagSet, prefix string) (out []string) {
+	known := map[string]bool{}
+	flags.VisitAll(func(f *pflag.Flag) { known[EnvironmentName(prefix, f.Name)] = true })
+	for _, variable := range os.Environ() {
+		name, _, _ := strings.Cut(variable, "=")
+		rest, ours := strings.CutPrefix(name, prefix+"_")
+		ofService := rest == "PORT" || strings.HasPrefix(rest, "PORT_") || strings.HasPrefix(rest, "SERVICE_")
+		if ours && !ofService && !known[name] {
+			out = append(out, name)
+		}
+	}
+	slices.Sort(out)
+	return out
 }
 
 func fill(flags *pflag.FlagSet, prefix, source string, lookup func(string) (string, bool)) error {
@@ -136,6 +162,15 @@ func unquote(text string) string {
 // EnvironmentName is the variable that sets a flag.
 func EnvironmentName(prefix, flag string) string {
 	return prefix + "_" + strings.ToUpper(strings.ReplaceAll(flag, "-", "_"))
+}
+
+// Columns is how wide the terminal is that standard output goes to, 0 where it is none.
+func Columns() int {
+	width, _, err := term.GetSize(int(os.Stdout.Fd()))
+	if err != nil {
+		return 0
+	}
+	return width
 }
 
 // ParseLevel reads a log level.
