@@ -34,6 +34,19 @@ func newConfig() *cobra.Command {
 const source = `The config is given as JSON, as the name of a file that holds it, or as - for
 standard input.`
 
+// oneConfig is for commands that take a config, which may be left out where least is 0.
+func oneConfig(least int) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		switch {
+		case len(args) < least:
+			return fmt.Errorf("which config? Give JSON such as '{\"Network\": \"10.5.0.0/16\"}', a file that holds it, or - (see %s --help)", cmd.CommandPath())
+		case len(args) > 1:
+			return fmt.Errorf("%s takes one config, and there is %q too: put JSON in quotes (see %s --help)", cmd.Name(), args[1], cmd.CommandPath())
+		}
+		return nil
+	}
+}
+
 func newConfigSet(store *settings.Etcd) *cobra.Command {
 	var force bool
 	set := &cobra.Command{
@@ -47,7 +60,7 @@ that run go on with the config they started with; they read it when restarted.
 		Example: `  ripstop config set '{"Network": "10.5.0.0/16"}'
   ripstop config set '{"EnableIPv6": true, "Network": "10.5.0.0/16", "IPv6Network": "fd00:10:5::/48"}'
   ripstop config set net.json --etcd-endpoints https://10.0.0.1:2379 --etcd-cafile ca.crt`,
-		Args: cobra.ExactArgs(1),
+		Args: oneConfig(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			text, err := readConfig(args[0], cmd.InOrStdin())
 			if err != nil {
@@ -127,13 +140,18 @@ func newConfigGet(store *settings.Etcd) *cobra.Command {
 					return err
 				}
 				if text == nil {
-					return errors.New("there is no network config in etcd: write one with 'ripstop config set'")
+					return noConfig(s)
 				}
 				fmt.Fprintln(cmd.OutOrStdout(), strings.TrimRight(string(text), "\n"))
 				return nil
 			})
 		},
 	}
+}
+
+// noConfig names the key that was looked at: with another --etcd-prefix it is elsewhere.
+func noConfig(s *etcd.Store) error {
+	return fmt.Errorf("there is no network config in etcd (%s): write one with 'ripstop config set'", s.ConfigKey())
 }
 
 func newConfigCheck(store *settings.Etcd) *cobra.Command {
@@ -147,7 +165,7 @@ malformed or a lease has no room in it; records that daemons pass over are named
 ` + source,
 		Example: `  ripstop config check
   ripstop config check new.json --etcd-endpoints http://10.0.0.1:2379`,
-		Args: cobra.MaximumNArgs(1),
+		Args: oneConfig(0),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return withStore(cmd.Context(), store, func(s *etcd.Store) error { return check(cmd, s, args) })
 		},
@@ -166,7 +184,7 @@ func check(cmd *cobra.Command, s *etcd.Store, args []string) error {
 		}
 	}
 	if text == nil {
-		return errors.New("there is no network config in etcd: write one with 'ripstop config set'")
+		return noConfig(s)
 	}
 	cfg, err := checkConfig(text, cmd.ErrOrStderr())
 	if err != nil {
@@ -237,7 +255,10 @@ func withStore(ctx context.Context, flags *settings.Etcd, do func(*etcd.Store) e
 		return err
 	}
 	defer func() { err = errors.Join(err, s.Close()) }()
-	return do(s)
+	if err = do(s); etcd.IsAway(err) && !flags.Elsewhere() {
+		return fmt.Errorf("%w: if etcd is elsewhere, give --etcd-endpoints", err)
+	}
+	return err
 }
 
 // summary says in a line what a config gives.

@@ -3,15 +3,22 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
+	"github.com/spf13/pflag"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/goleak"
 	"go.uber.org/zap"
 
+	"github.com/ripstop-net/ripstop/cmd/internal/settings"
+	"github.com/ripstop-net/ripstop/subnet"
+	"github.com/ripstop-net/ripstop/subnet/etcd"
 	"github.com/ripstop-net/ripstop/subnet/subnettest/etcdserver"
 )
 
@@ -78,7 +85,9 @@ func TestConfig(t *testing.T) {
 		}
 	}
 	r.fails("there is no network config in etcd", "config", "get")
-	r.fails("there is no network config in etcd", "config", "check")
+	r.fails("there is no network config in etcd (/coreos.com/network/config)", "config", "check")
+	r.fails(`which config? Give JSON such as '{"Network": "10.5.0.0/16"}'`, "config", "set")
+	r.fails(`takes one config, and there is "10.5.0.0/16}" too: put JSON in quotes`, "config", "set", "{Network:", "10.5.0.0/16}")
 	r.fails("Network is missing: IPv4 is enabled and needs one: nothing was written", "config", "set", `{}`)
 	r.fails(`no backend of Type "udp": there are vxlan, host-gw, alloc`, "config", "set", `{"Network":"10.5.0.0/16","Backend":{"Type":"udp"}}`)
 	r.fails(`unknown command "bogus"`, "config", "bogus")
@@ -125,6 +134,37 @@ func TestConfig(t *testing.T) {
 		out, err := r.run("", "config", "set", `{"Network": "10.5.0.0/16", "Backend": `+backend+`}`)
 		if err != nil || !strings.Contains(out, "Restart them all at once") || strings.Contains(out, "one by one") {
 			t.Errorf("%s: %s %v", backend, out, err)
+		}
+	}
+}
+
+// TestEtcdThatNobodyNamed: who asked by default alone, and had no answer, is told of the flag.
+func TestEtcdThatNobodyNamed(t *testing.T) {
+	const hint = "if etcd is elsewhere, give --etcd-endpoints"
+	s, err := etcd.Open(t.Context(), etcd.Options{Endpoints: []string{"http://127.0.0.1:1"}, RequestTimeout: time.Second})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = s.Close() }()
+	_, away := s.List(t.Context())
+	if !etcd.IsAway(away) {
+		t.Fatal(away)
+	}
+	refused := fmt.Errorf("%w: wrong user or password", subnet.ErrRefused)
+	for _, tc := range []struct {
+		endpoints string
+		err       error
+		want      bool
+	}{{"http://127.0.0.1:2379", away, true}, {"http://127.0.0.1:2379", refused, false}, {"http://127.0.0.1:1", away, false}} {
+		var flags settings.Etcd
+		set := pflag.NewFlagSet("", pflag.ContinueOnError)
+		flags.Register(set)
+		if err := set.Parse([]string{"--etcd-endpoints=" + tc.endpoints}); err != nil {
+			t.Fatal(err)
+		}
+		got := withStore(t.Context(), &flags, func(*etcd.Store) error { return tc.err })
+		if !errors.Is(got, tc.err) || strings.Contains(got.Error(), hint) != tc.want {
+			t.Errorf("%s: %v", tc.endpoints, got)
 		}
 	}
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -31,6 +32,8 @@ Each flag is also an environment variable: --etcd-cafile is ` + settings.Environ
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return fmt.Errorf("%w (see %s --help)", err, cmd.CommandPath())
 	})
+	cobra.AddTemplateFunc("columns", settings.Columns)
+	root.SetUsageTemplate(strings.ReplaceAll(root.UsageTemplate(), ".FlagUsages", ".FlagUsagesWrapped columns"))
 	root.AddCommand(newStatus(), newPeers(), newDoctor(), newLogLevel(), newConfig(), newCleanup(), newDockerOpts())
 	return root
 }

@@ -92,6 +92,17 @@ func TestTerminalsHaveColours(t *testing.T) {
 	}
 }
 
+// TestHelpOfFlagsFits the terminal that it is on.
+func TestHelpOfFlagsFits(t *testing.T) {
+	for _, command := range []string{"status", "doctor", "cleanup"} {
+		_, flags, there := strings.Cut(onTerminal(t, 80, nil, nil, command, "--help"), "\nFlags:\n")
+		if !there {
+			t.Errorf("%s has no flags", command)
+		}
+		fits(t, command, flags, 80)
+	}
+}
+
 // TestWatchOnATerminal clears it each time; Ctrl-C ends it well.
 func TestWatchOnATerminal(t *testing.T) {
 	dir, _ := daemon(t, answers{nodes()["well"], page()})

@@ -65,7 +65,7 @@ func (s *Store) readMissed(ctx context.Context, seen *seen) (c subnet.Change, er
 func (s *Store) readConfig(ctx context.Context, seen *seen) (config []byte, revision int64, err error) {
 	ctx, cancel := s.limited(ctx)
 	defer cancel()
-	resp, err := s.readAll(ctx, clientv3.OpGet(s.configKey()), clientv3.OpGet(s.epochKey()))
+	resp, err := s.readAll(ctx, clientv3.OpGet(s.ConfigKey()), clientv3.OpGet(s.epochKey()))
 	if err != nil {
 		return nil, 0, err
 	}

@@ -25,6 +25,12 @@ func (e *awayError) Error() string {
 
 func (e *awayError) Unwrap() error { return e.err }
 
+// IsAway tells whether an error of a [Store] says that no endpoint answers.
+func IsAway(err error) bool {
+	var said *awayError
+	return errors.As(err, &said)
+}
+
 // explain turns a client's error into one that says what is wrong and what to
 // do. ctx is the caller's, without the request's own limit. What is refused
 // wraps [subnet.ErrRefused].

@@ -63,7 +63,7 @@ func (s *Store) firstPage(ctx context.Context, end string) (kvs []*mvccpb.KeyVal
 	ctx, cancel := s.limited(ctx)
 	defer cancel()
 	resp, err := s.readAll(ctx,
-		clientv3.OpGet(s.configKey()),
+		clientv3.OpGet(s.ConfigKey()),
 		clientv3.OpGet(s.recordsKey(), clientv3.WithRange(end), clientv3.WithLimit(s.pageSize)),
 		clientv3.OpGet(s.epochKey()),
 	)

@@ -165,7 +165,7 @@ func TestCutIsAskedAgain(t *testing.T) {
 	read := func() error {
 		ctx, cancel := s.limited(t.Context())
 		defer cancel()
-		_, err := s.readAll(ctx, clientv3.OpGet(s.epochKey()), clientv3.OpGet(s.configKey()))
+		_, err := s.readAll(ctx, clientv3.OpGet(s.epochKey()), clientv3.OpGet(s.ConfigKey()))
 		return err
 	}
 	do := func(what func() error) {

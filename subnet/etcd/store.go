@@ -131,7 +131,8 @@ func (s *Store) String() string { return s.opts.String() }
 // GoString is [Store.String], so that no verb prints the password.
 func (s *Store) GoString() string { return s.String() }
 
-func (s *Store) configKey() string { return s.opts.Prefix + "/config" }
+// ConfigKey is where the network config is.
+func (s *Store) ConfigKey() string { return s.opts.Prefix + "/config" }
 
 // recordsKey is the prefix of all records. Its slash matters: what merely
 // starts with "subnets" is not ours.

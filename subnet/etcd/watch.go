@@ -136,7 +136,7 @@ func (s *Store) follow(ctx context.Context, to func(subnet.Change), seen *seen, 
 	defer audit.Stop()
 
 	known := l.Config // As it was told last.
-	config := s.client.Watch(ctx, s.configKey(), clientv3.WithRev(l.Revision+1))
+	config := s.client.Watch(ctx, s.ConfigKey(), clientv3.WithRev(l.Revision+1))
 	records := s.client.Watch(ctx, s.recordsKey(), clientv3.WithPrefix(), clientv3.WithRev(l.Revision+1))
 	for {
 		var resp clientv3.WatchResponse
@@ -158,7 +158,7 @@ func (s *Store) follow(ctx context.Context, to func(subnet.Change), seen *seen, 
 				if err != nil {
 					return err
 				}
-				config = s.client.Watch(ctx, s.configKey(), clientv3.WithRev(revision+1))
+				config = s.client.Watch(ctx, s.ConfigKey(), clientv3.WithRev(revision+1))
 				if !sameConfig(now, known) {
 					known = now
 					to(subnet.Change{ConfigSet: true, Config: now, Revision: seen.get().told})

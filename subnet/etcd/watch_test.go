@@ -67,7 +67,7 @@ func TestRevisionIsToldWithAllBeforeIt(t *testing.T) {
 		o.must(err)
 		written[resp.Header.Revision] = true
 	}
-	both, err := c.Txn(t.Context()).Then(clientv3.OpPut(o.store.configKey(), "{}"), clientv3.OpPut(key, string(nodeLease(2).Record()))).Commit()
+	both, err := c.Txn(t.Context()).Then(clientv3.OpPut(o.store.ConfigKey(), "{}"), clientv3.OpPut(key, string(nodeLease(2).Record()))).Commit()
 	o.must(err)
 	written[both.Header.Revision] = true
 	o.link.Cut(false)

@@ -144,9 +144,9 @@ func (s *Store) commit(ctx context.Context, when []clientv3.Cmp, then []clientv3
 func (s *Store) Config(ctx context.Context) (value []byte, modified int64, err error) {
 	rctx, cancel := s.limited(ctx)
 	defer cancel()
-	resp, err := s.client.Get(rctx, s.configKey())
+	resp, err := s.client.Get(rctx, s.ConfigKey())
 	if err != nil {
-		return nil, 0, fmt.Errorf("read %s: %w", s.configKey(), s.explain(ctx, err))
+		return nil, 0, fmt.Errorf("read %s: %w", s.ConfigKey(), s.explain(ctx, err))
 	}
 	if len(resp.Kvs) == 0 {
 		return nil, 0, nil
@@ -159,13 +159,13 @@ func (s *Store) Config(ctx context.Context) (value []byte, modified int64, err e
 // and changes nothing. It does not check the value.
 func (s *Store) SetConfig(ctx context.Context, value []byte, modified int64) error {
 	resp, err := s.commit(ctx,
-		[]clientv3.Cmp{clientv3.Compare(clientv3.ModRevision(s.configKey()), "=", modified)},
-		[]clientv3.Op{clientv3.OpPut(s.configKey(), string(value))})
+		[]clientv3.Cmp{clientv3.Compare(clientv3.ModRevision(s.ConfigKey()), "=", modified)},
+		[]clientv3.Op{clientv3.OpPut(s.ConfigKey(), string(value))})
 	if err == nil && !resp.Succeeded {
 		err = subnet.ErrConflict
 	}
 	if err != nil {
-		return fmt.Errorf("write %s: %w", s.configKey(), s.explain(ctx, err))
+		return fmt.Errorf("write %s: %w", s.ConfigKey(), s.explain(ctx, err))
 	}
 	return nil
 }
