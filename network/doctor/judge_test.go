@@ -236,6 +236,7 @@ func TestStoreJudgements(t *testing.T) {
 		"away, and no daemon":         {&Scene{StoreErr: away}, nil, Failure, "does not answer"},
 		"away, and the daemon stands": {&Scene{StoreErr: away, Status: stale}, nil, Warning, "nothing breaks yet"},
 		"read by the daemon alone":    {&Scene{StoreErr: away, Status: current}, nil, Note, "--etcd-"},
+		"read from its namespace":     {&Scene{StoreErr: away, Status: current, Elsewhere: 7}, nil, Note, "network namespace alone"},
 		"away, where none was named":  {&Scene{StoreErr: away}, nil, Failure, "give --etcd-endpoints"},
 		"away, and nothing saved":     {&Scene{StoreErr: away, SavedErr: errors.New("torn")}, nil, Failure, "saved cannot be used: torn"},
 		"refused":                     {&Scene{StoreErr: refused, Status: current}, nil, Failure, "refuses"},

@@ -26,9 +26,13 @@ func judgeStore(c *Scene, servers []Server) []Verdict {
 	var out []Verdict
 	switch daemonReads := c.Status != nil && c.Status.Store.State == status.Current; {
 	case c.StoreErr != nil && daemonReads && !errors.Is(c.StoreErr, subnet.ErrRefused):
+		remedy := "Give the flags --etcd-… that the daemon has, or --env-file with its settings."
+		if c.Elsewhere != 0 {
+			remedy = "The store may be reached from the daemon's network namespace alone: look from there, as the check 'daemon' says."
+		}
 		return append(out, Verdict{
 			Severity: Note, Summary: "the store was not read from here, but the daemon follows it: what is said of peers may be a moment old",
-			Evidence: []string{c.StoreErr.Error()}, Remedy: []string{"Give the flags --etcd-… that the daemon has, or --env-file with its settings."},
+			Evidence: []string{c.StoreErr.Error()}, Remedy: []string{remedy},
 		})
 	case c.StoreErr != nil:
 		v := Verdict{Severity: Failure, Summary: "the store does not answer: no node can join, move or leave, and leases run out", Evidence: []string{c.StoreErr.Error()}}
