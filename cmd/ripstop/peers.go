@@ -127,7 +127,7 @@ func listPeers(s screen, p status.Page, wide bool) {
 		fmt.Fprintln(s.to, "no peers: no other node has a lease that this one can use")
 		return
 	case len(rows) == 0:
-		fmt.Fprintf(s.to, "none of %s\n", status.Count(p.Total, "peer", "peers"))
+		fmt.Fprintf(s.to, "none of %s matches\n", status.Count(p.Total, "peer", "peers"))
 		return
 	}
 	s.table(heads, rows)

@@ -207,7 +207,7 @@ func TestPeersOnScreens(t *testing.T) {
 		}
 	}
 	for what, p := range map[string]status.Page{
-		"none of 7 peers\n": {Total: 7}, "no peers: no other node has a lease that this one can use\n": {Revision: 7},
+		"none of 7 peers matches\n": {Total: 7}, "no peers: no other node has a lease that this one can use\n": {Revision: 7},
 		"no peers yet: they have not been read from the store\n": {},
 	} {
 		var out bytes.Buffer
