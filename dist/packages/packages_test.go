@@ -28,6 +28,7 @@ var both = map[string]string{
 	"/usr/lib/systemd/networkd.conf.d/ripstop.conf":        "-rw-r--r--",
 	"/usr/lib/systemd/system/ripstopd.service":             "-rw-r--r--",
 	"/usr/share/bash-completion/completions/ripstop":       "-rw-r--r--",
+	"/usr/share/doc/ripstop/README.md":                     "-rw-r--r--",
 	"/usr/share/doc/ripstop/copyright":                     "-rw-r--r--",
 	"/usr/share/doc/ripstop/docker.service.d/ripstop.conf": "-rw-r--r--",
 	"/usr/share/doc/ripstop/prometheus/board.json":         "-rw-r--r--",
@@ -35,8 +36,17 @@ var both = map[string]string{
 	"/usr/share/fish/vendor_completions.d/ripstop.fish":    "-rw-r--r--",
 }
 
-func with(file string) map[string]string {
+// with are those of both, the pages to which messages refer, and one file more.
+func with(t *testing.T, file string) map[string]string {
+	t.Helper()
 	files := map[string]string{file: "-rw-r--r--"}
+	pages, err := os.ReadDir("../../Documentation")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range pages {
+		files["/usr/share/doc/ripstop/Documentation/"+p.Name()] = "-rw-r--r--"
+	}
 	for path, mode := range both {
 		files[path] = mode
 	}
@@ -78,14 +88,14 @@ func TestRealPackages(t *testing.T) {
 			}
 		}
 	}
-	if d := cmp.Diff(with("/usr/share/zsh/vendor-completions/_ripstop"), files); d != "" {
+	if d := cmp.Diff(with(t, "/usr/share/zsh/vendor-completions/_ripstop"), files); d != "" {
 		t.Errorf(".deb:\n%s", d)
 	}
 	if conf := run(t, "dpkg-deb", "-I", deb, "conffiles"); strings.TrimSpace(conf) != "/etc/ripstop/ripstopd.env" {
 		t.Errorf("configuration files: %s", conf)
 	}
 	listed, conf := rpmFiles(t, rpm)
-	if d := cmp.Diff(with("/usr/share/zsh/site-functions/_ripstop"), listed); d != "" {
+	if d := cmp.Diff(with(t, "/usr/share/zsh/site-functions/_ripstop"), listed); d != "" {
 		t.Errorf(".rpm:\n%s", d)
 	}
 	if !slices.Equal(conf, []string{"/etc/ripstop/ripstopd.env"}) {
