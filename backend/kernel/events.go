@@ -24,7 +24,7 @@ const (
 // go with their device, or when it goes down. The device's own event stands for
 // them: it makes doubt.
 type events struct {
-	sock *socket
+	sock *listener
 	owns func(string) bool
 	// ours has our devices' names by number, adopted those of them that were
 	// another's.
@@ -37,7 +37,7 @@ type events struct {
 	drained chan struct{}
 }
 
-func newEvents(sock *socket, owns func(string) bool) *events {
+func newEvents(sock *listener, owns func(string) bool) *events {
 	return &events{sock: sock, owns: owns, ours: map[int]string{}, adopted: map[int]string{}, doubt: true, drained: make(chan struct{}, 1)}
 }
 

@@ -37,7 +37,12 @@ type socket struct {
 // dial opens a socket in the network namespace ns, or in that of the calling
 // thread if ns is nil.
 func dial(ns *os.File, buffer int) (*socket, error) {
-	fd, err := openIn(ns)
+	return dialAs(ns, unix.SOCK_NONBLOCK, buffer)
+}
+
+// dialAs is dial with flags of socket(2).
+func dialAs(ns *os.File, flags, buffer int) (*socket, error) {
+	fd, err := openIn(ns, flags)
 	if err != nil {
 		return nil, fmt.Errorf("open netlink socket: %w", err)
 	}
@@ -55,9 +60,9 @@ func dial(ns *os.File, buffer int) (*socket, error) {
 // openIn opens the bare socket. A thread that entered another namespace must
 // not serve other goroutines afterwards: it stays locked and so ends with its
 // goroutine.
-func openIn(ns *os.File) (fd int, err error) {
+func openIn(ns *os.File, flags int) (fd int, err error) {
 	open := func() {
-		fd, err = unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_ROUTE)
+		fd, err = unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|flags, unix.NETLINK_ROUTE)
 	}
 	if ns == nil {
 		open()
@@ -202,7 +207,7 @@ func (s *socket) read() (n int, from uint32, err error) {
 }
 
 // poll returns the next datagram from the kernel if it is there, else EAGAIN. It
-// does not disturb who waits in readable.
+// does not disturb who waits for one.
 func (s *socket) poll() (b []byte, err error) {
 	for {
 		var n int
@@ -225,16 +230,6 @@ func (s *socket) poll() (b []byte, err error) {
 		}
 		return s.in[:n], nil
 	}
-}
-
-// readable waits until there is something to read or an error to be told, and
-// takes neither. It ends as until says.
-func (s *socket) readable() error {
-	return s.raw.Read(func(fd uintptr) bool {
-		p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
-		n, err := unix.Poll(p, 0)
-		return n > 0 || err != nil
-	})
 }
 
 // ask sends one request, which w holds with sequence number seq, and hands what

@@ -2,11 +2,14 @@ package kernel
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"math"
 	"net/netip"
 	"time"
 
+	"golang.org/x/net/bpf"
 	"golang.org/x/sys/unix"
 
 	"github.com/ripstop-net/ripstop/backend"
@@ -68,7 +71,7 @@ func (k *Kernel) WatchInterfaces(ctx context.Context, leads func(netip.Prefix) b
 	for wait, first := reopenAfter, true; ; wait, first = min(wait*reopenBackoff, reopenAtMost), false {
 		sock, err := dial(k.ns, interfaceBuffer)
 		if err == nil {
-			if err = sock.join(interfaceGroups...); err == nil {
+			if err = errors.Join(sock.passOverRoutes(), sock.join(interfaceGroups...)); err == nil {
 				changed()
 				if k.hearInterfaces(ctx, sock, leads, changed) {
 					wait = reopenAfter
@@ -115,8 +118,47 @@ func (k *Kernel) hearInterfaces(ctx context.Context, sock *socket, leads func(ne
 	}
 }
 
+// passOverRoutes keeps announcements of our own routes from the socket: there may be tens
+// of thousands at once, and none of them changes what Interfaces and Way answer.
+func (s *socket) passOverRoutes() error {
+	program, err := bpf.Assemble(notOurRoutes())
+	if err != nil {
+		return fmt.Errorf("assemble the socket's filter: %w", err)
+	}
+	code := make([]unix.SockFilter, len(program))
+	for i, in := range program {
+		code[i] = unix.SockFilter{Code: in.Op, Jt: in.Jt, Jf: in.Jf, K: in.K}
+	}
+	var failed error
+	err = s.raw.Control(func(fd uintptr) {
+		failed = unix.SetsockoptSockFprog(int(fd), unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: uint16(len(code)), Filter: &code[0]})
+	})
+	if err = errors.Join(err, failed); err != nil {
+		return fmt.Errorf("attach the socket's filter: %w", err)
+	}
+	return nil
+}
+
+// notOurRoutes sees a message from its header on (do_one_broadcast; netlink(7): struct
+// nlmsghdr; rtnetlink(7): struct rtmsg).
+func notOurRoutes() []bpf.Instruction {
+	const typeAt, protocolAt = 4, unix.SizeofNlMsghdr + 5
+	is := func(typ uint16) uint32 { // As it stands there, read as the filter does.
+		return uint32(binary.BigEndian.Uint16(host.AppendUint16(nil, typ)))
+	}
+	return []bpf.Instruction{
+		bpf.LoadAbsolute{Off: typeAt, Size: 2},
+		bpf.JumpIf{Cond: bpf.JumpEqual, Val: is(unix.RTM_NEWROUTE), SkipTrue: 1},
+		bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: is(unix.RTM_DELROUTE), SkipTrue: 2},
+		bpf.LoadAbsolute{Off: protocolAt, Size: 1},
+		bpf.JumpIf{Cond: bpf.JumpEqual, Val: Protocol, SkipTrue: 1},
+		bpf.RetConstant{Val: math.MaxUint32},
+		bpf.RetConstant{Val: 0},
+	}
+}
+
 // ofInterfaces tells whether an event may change what Interfaces and Way answer.
-// Routes of ours do not, nor do our devices.
+// Our devices do not. Our routes, which do not either, are not told of.
 func (k *Kernel) ofInterfaces(m message, leads func(netip.Prefix) bool) bool {
 	switch m.typ {
 	case unix.RTM_NEWLINK, unix.RTM_DELLINK:
@@ -126,9 +168,6 @@ func (k *Kernel) ofInterfaces(m message, leads func(netip.Prefix) bool) bool {
 		a, ok := parseAddress(m.body)
 		return ok && a.scope == unix.RT_SCOPE_UNIVERSE
 	case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:
-		if len(m.body) < sizeRouteMessage || m.body[5] == Protocol {
-			return false
-		}
 		r, ok := parseRoute(m.body)
 		return ok && r.flags&unix.RTM_F_CLONED == 0 && (r.dst.Bits() == 0 || r.connected() || leads(r.dst))
 	case unix.RTM_NEWRULE, unix.RTM_DELRULE:

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -195,4 +196,44 @@ func TestWatchInterfacesOutlivesLostEvents(t *testing.T) {
 	cancel()
 	<-done
 	_ = sock.close()
+}
+
+// TestOurRoutesAreNotTold: of the routes of many peers none comes to who watches the
+// host's interfaces; those of others do.
+func TestOurRoutesAreNotTold(t *testing.T) {
+	ns := kerneltest.Namespace(t)
+	k := openAt(t, ns)
+	kerneltest.Do(t, ns, func() error { return addNIC("eth0", "192.0.2.5/24", "2001:db8::5/64") })
+	kerneltest.Addressed(t, ns)
+	sock, err := dial(ns, interfaceBuffer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = sock.close() }()
+	if err := errors.Join(sock.passOverRoutes(), sock.join(interfaceGroups...)); err != nil {
+		t.Fatal(err)
+	}
+	reach(t, k, peers(50, false))
+	static := netip.MustParsePrefix("10.1.0.0/24")
+	kerneltest.Do(t, ns, func() error {
+		return netlink.RouteAdd(&netlink.Route{Dst: ipNet(static), Gw: net.IP{192, 0, 2, 1}, Protocol: unix.RTPROT_STATIC})
+	})
+	var told []netip.Prefix
+	for {
+		b, err := sock.poll()
+		if errors.Is(err, unix.EAGAIN) {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		for m := range messages(b) {
+			if r, ok := parseRoute(m.body); ok && m.typ == unix.RTM_NEWROUTE && (r.protocol == Protocol || r.protocol == unix.RTPROT_STATIC) {
+				told = append(told, r.dst)
+			}
+		}
+	}
+	if !slices.Equal(told, []netip.Prefix{static}) {
+		t.Errorf("told of %v", told)
+	}
 }

@@ -80,7 +80,7 @@ func (k *Kernel) subscribe(ctx context.Context) (*events, error) {
 	if ctx.Err() != nil {
 		return nil, ctx.Err()
 	}
-	sock, err := dial(k.ns, k.listen)
+	sock, err := dialListener(k.ns, k.listen)
 	if err != nil {
 		return nil, err
 	}
@@ -166,10 +166,10 @@ func (k *Kernel) Changes() (changes []backend.Change, doubt bool) {
 // It does not read by itself: events are to be read when those who changed the
 // kernel are through, in one go with what they learned by answers.
 func (e *events) follow(ctx context.Context, changed func()) (heard bool) {
-	defer e.sock.until(ctx, 0)()
+	defer e.sock.endWith(ctx)()
 	changed()
 	for {
-		if err := e.sock.readable(); err != nil || ctx.Err() != nil {
+		if !e.sock.await() || ctx.Err() != nil {
 			return heard
 		}
 		heard = true

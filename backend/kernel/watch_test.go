@@ -18,7 +18,7 @@ func TestWatchOpensAFailedSocketAgain(t *testing.T) {
 	k := openAt(t, kerneltest.Namespace(t))
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	calls, socks, done := make(chan struct{}, 10), make(chan *socket, 10), make(chan error, 1)
+	calls, socks, done := make(chan struct{}, 10), make(chan *listener, 10), make(chan error, 1)
 	tries := 0
 	subscribe := func(ctx context.Context) (*events, error) {
 		if tries++; tries == 2 {
@@ -123,8 +123,8 @@ func TestChangesAreSilentAboutOthers(t *testing.T) {
 			netlink.RouteAdd(&netlink.Route{LinkIndex: 1, Dst: ipNet(peerPrefix.Masked()), Protocol: unix.RTPROT_STATIC, Priority: 7}),
 			netlink.LinkDel(br))
 	})
-	if err := e.sock.readable(); err != nil {
-		t.Fatal(err)
+	if !e.sock.await() {
+		t.Fatal("nothing was told")
 	}
 	if changes, doubt := k.Changes(); doubt || len(changes) > 0 {
 		t.Fatalf("told of others' things: %v, doubt %t", changes, doubt)

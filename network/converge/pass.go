@@ -183,6 +183,7 @@ func (p *pass) sift(ops []backend.Op) []backend.Op {
 	if !p.settled && len(p.failing.entries) == 0 {
 		return ops // There is no drift before all was compared once.
 	}
+	p.drifted = make(map[backend.Entry]struct{}, len(ops))
 	for _, op := range ops {
 		if op.Entry.Kind() == backend.KindDevice {
 			p.moved[op.Entry.On()] = true
