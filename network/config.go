@@ -83,7 +83,7 @@ func (n *Node) config(ctx context.Context, saved *snapshot, patience time.Durati
 			c.seen = nil
 			return nil
 		case seen.Config == nil:
-			return errors.New("there is no network config in the store: write one with 'ripstop config set'")
+			return fmt.Errorf("there is no network config in %s: write one with 'ripstop config set'", n.whichStore())
 		}
 		if c, err = parseConfig(seen.Config); err == nil {
 			c.listing, c.listedAt = &seen, time.Now()
@@ -106,4 +106,13 @@ func (n *Node) config(ctx context.Context, saved *snapshot, patience time.Durati
 		return old, true, nil
 	}
 	return c, false, err
+}
+
+// whichStore names the store as far as that can: by a wrong endpoint or prefix another one
+// is asked than the one that was meant.
+func (n *Node) whichStore() string {
+	if s, ok := n.store.Store.(fmt.Stringer); ok {
+		return "the store (" + s.String() + ")"
+	}
+	return "the store"
 }

@@ -217,7 +217,7 @@ func TestWaitsAndSaysSoOnce(t *testing.T) {
 		"nobody listens":       {[]string{"--etcd-endpoints=http://127.0.0.1:1"}, "http://127.0.0.1:1: connection refused"},
 		"unknown authority":    {[]string{"--etcd-endpoints=" + secure.URL(), "--etcd-cafile=" + stranger.CAFile}, "--etcd-cafile"},
 		"certificate required": {[]string{"--etcd-endpoints=" + secure.URL(), "--etcd-cafile=" + authority.CAFile}, "--etcd-certfile"},
-		"no config":            {[]string{"--etcd-endpoints=" + empty.URL()}, "write one with 'ripstop config set'"},
+		"no config":            {[]string{"--etcd-endpoints=" + empty.URL()}, "in the store (etcd at " + empty.URL() + " under /coreos.com/network): write one with 'ripstop config set'"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
