@@ -18,6 +18,7 @@ import (
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
 
 	"github.com/ripstop-net/ripstop/subnet"
 )
@@ -32,8 +33,10 @@ func openStore(t *testing.T, l *Lab) *clientv3.Client {
 		})
 		return conn, err
 	}
+	// When etcd comes back this client is there at once, not some seconds later.
+	soon := grpc.ConnectParams{Backoff: backoff.Config{BaseDelay: 50 * time.Millisecond, Multiplier: 1, MaxDelay: 50 * time.Millisecond}, MinConnectTimeout: time.Second}
 	c, err := clientv3.New(clientv3.Config{
-		Endpoints: []string{l.EtcdURL()}, Logger: zap.NewNop(), DialOptions: []grpc.DialOption{grpc.WithContextDialer(dial)},
+		Endpoints: []string{l.EtcdURL()}, Logger: zap.NewNop(), DialOptions: []grpc.DialOption{grpc.WithContextDialer(dial), grpc.WithConnectParams(soon)},
 	})
 	if err != nil {
 		t.Fatal(err)

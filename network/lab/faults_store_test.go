@@ -79,7 +79,7 @@ func (s *faultSuite) storeFaults(t *testing.T) {
 		ok := t.Run(strings.ReplaceAll(f.name, " ", "-"), func(t *testing.T) {
 			// A claim of before is to be settled with the peers, too.
 			if _, settled := timeUntil(s.store, sl.followed); !settled {
-				t.Fatal("no rest before the fault")
+				t.Fatalf("no rest before the fault: %s", sl.unfollowed())
 			}
 			everyPairTalks(t, l, talkLimit)
 			before := sl.subnets(t)
@@ -135,29 +135,37 @@ func (l *storeLab) record(h *Host) *mvccpb.KeyValue {
 	return answer.Kvs[0]
 }
 
-// followed tells whether every running host has a record, and a route to every
-// other that runs.
-func (l *storeLab) followed() bool {
+// unfollowed says what is missing: a record of a running host, or a route to it on
+// another one that runs; "" if nothing is.
+func (l *storeLab) unfollowed() string {
 	for _, h := range l.Hosts {
 		if !h.Running() {
 			continue
 		}
 		if l.record(h) == nil {
-			return false
+			return h.Name + " has no record"
 		}
 		have, err := picture(h)
 		if err != nil {
-			return false
+			return fmt.Sprintf("%s: %v", h.Name, err)
 		}
 		for _, peer := range l.Hosts {
+			if peer == h || !peer.Running() {
+				continue
+			}
 			env, err := peer.Env()
-			if err != nil || peer != h && peer.Running() && !mentions(have, peer, env.Subnets) {
-				return false
+			if err != nil {
+				return fmt.Sprintf("%s: %v", peer.Name, err)
+			}
+			if !mentions(have, peer, env.Subnets) {
+				return fmt.Sprintf("%s does not reach %s at %s", h.Name, peer.Name, env.Subnets)
 			}
 		}
 	}
-	return true
+	return ""
 }
+
+func (l *storeLab) followed() bool { return l.unfollowed() == "" }
 
 func (l *storeLab) must(t *testing.T, err error) {
 	t.Helper()
