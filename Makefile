@@ -87,7 +87,7 @@ test-flannel:
 # pods lost. And how long a daemon with 10,000 peers takes to answer.
 FAULTS_LIMIT ?= 1s
 faults:
-	RIPSTOP_FAULTS_LIMIT=$(FAULTS_LIMIT) go test -run '^(TestFaults|TestAnswersWithManyPeers)$$' -v -count=1 -timeout 15m ./network/lab
+	RIPSTOP_FAULTS_LIMIT=$(FAULTS_LIMIT) go test -run '^(TestFaults|TestAnswersWithManyPeers|TestRebootIsShort)$$' -v -count=1 -timeout 15m ./network/lab
 
 lint:
 	@unformatted=$$(gofmt -l cmd subnet backend network dist); [ -z "$$unformatted" ] || { echo "gofmt: $$unformatted"; exit 1; }

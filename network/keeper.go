@@ -101,7 +101,7 @@ func (k *keeper) renewed(until time.Time) {
 
 // run writes what changed until ctx ends, and then for the last time, if there is
 // anything to write.
-func (k *keeper) run(ctx context.Context) error {
+func (k *keeper) run(ctx context.Context) {
 	var pause time.Duration
 	for {
 		again := time.NewTimer(pause)
@@ -123,11 +123,11 @@ func (k *keeper) run(ctx context.Context) error {
 			if owed || len(k.dirty)+len(k.urgent) > 0 {
 				k.save(ctx)
 			}
-			return nil
+			return
 		}
 		took, ok := k.save(ctx)
 		if !ok {
-			return nil
+			return
 		}
 		pause = max(saveEvery, saveShare*took)
 	}

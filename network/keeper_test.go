@@ -34,7 +34,7 @@ func TestSnapshotIsWrittenSeldom(t *testing.T) {
 		}
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error, 1)
-		go func() { done <- k.run(ctx) }()
+		go func() { k.run(ctx); done <- nil }()
 		writes(1)
 		for range 100 { // 9.9 s.
 			time.Sleep(99 * time.Millisecond)
@@ -105,7 +105,7 @@ func TestStalledDiskHoldsUpNobody(t *testing.T) {
 		k, d, logs := onDisk()
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error, 1)
-		go func() { done <- k.run(ctx) }()
+		go func() { k.run(ctx); done <- nil }()
 		<-d.asked
 		free := make(chan struct{})
 		go func() {
@@ -138,7 +138,7 @@ func TestStalledDiskThatComesBack(t *testing.T) {
 		k, d, _ := onDisk()
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error, 1)
-		go func() { done <- k.run(ctx) }()
+		go func() { k.run(ctx); done <- nil }()
 		<-d.asked
 		k.claimed(subnet.Lease{ID: 7})
 		time.Sleep(time.Minute)
@@ -167,7 +167,7 @@ func TestLastWrite(t *testing.T) {
 				k, d, _ := onDisk()
 				ctx, cancel := context.WithCancel(t.Context())
 				done := make(chan error, 1)
-				go func() { done <- k.run(ctx) }()
+				go func() { k.run(ctx); done <- nil }()
 				<-d.asked
 				d.answer <- nil
 				synctest.Wait()
@@ -209,7 +209,7 @@ func TestWhatIsSavedIsNotWrittenAgain(t *testing.T) {
 				k.write = func(s *snapshot) error { writes = append(writes, s); return nil }
 				ctx, cancel := context.WithCancel(t.Context())
 				done := make(chan error, 1)
-				go func() { done <- k.run(ctx) }()
+				go func() { k.run(ctx); done <- nil }()
 				synctest.Wait()
 				if len(writes) > 0 != tc.want {
 					t.Errorf("written %d times", len(writes))
@@ -236,7 +236,7 @@ func TestFailedWriteIsTriedAgain(t *testing.T) {
 		k, d, logs := onDisk()
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error, 1)
-		go func() { done <- k.run(ctx) }()
+		go func() { k.run(ctx); done <- nil }()
 		for _, answer := range []error{errors.New("full"), errors.New("full"), nil} {
 			<-d.asked
 			d.answer <- answer

@@ -466,14 +466,15 @@ func (n *Node) serve(ctx context.Context, p prepared, lease subnet.Lease) error 
 	// peer that was just heard of.
 	keeping, othersEnded := context.WithCancel(context.WithoutCancel(ctx))
 	defer othersEnded()
-	kept := make(chan error, 1)
+	kept := make(chan struct{})
 	group, ctx := errgroup.WithContext(ctx)
 	go func() {
 		select {
 		case <-ctx.Done():
 		case <-n.ready: // A start among many peers has more urgent things to do.
 		}
-		kept <- keeper.run(keeping)
+		defer close(kept)
+		keeper.run(keeping)
 	}()
 	filtered := runFirewall(ctx, filter, group)
 	group.Go(func() error { return loop.Run(ctx) })
@@ -509,5 +510,6 @@ func (n *Node) serve(ctx context.Context, p prepared, lease subnet.Lease) error 
 	group.Go(func() error { return probing.run(ctx, n.ready) })
 	err = group.Wait()
 	othersEnded()
-	return errors.Join(err, <-kept)
+	<-kept
+	return err
 }

@@ -104,7 +104,8 @@ func (k *Kernel) globalAddresses(ctx context.Context) (map[int]addressesOf, erro
 
 // broadcasts are by the numbers of the links the IPv4 addresses that the kernel takes for
 // everybody's there: the last of a prefix, before Linux 5.14 the first too, and what an
-// address was given to be so (fib_add_ifaddr).
+// address was given to be so (fib_add_ifaddr). Those of a link in a VRF are in its table, as
+// its prefixes are, of which OnLink has none either.
 func (k *Kernel) broadcasts(ctx context.Context) (map[int][]netip.Addr, error) {
 	by := map[int][]netip.Addr{}
 	err := k.dumpTable(ctx, unix.AF_INET, unix.RT_TABLE_LOCAL, func() { clear(by) }, func(r routeMessage) {

@@ -3,6 +3,7 @@ package kernel
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"slices"
@@ -215,10 +216,15 @@ func TestOurRoutesAreNotTold(t *testing.T) {
 	}
 	reach(t, k, peers(50, false))
 	static := netip.MustParsePrefix("10.1.0.0/24")
-	kerneltest.Do(t, ns, func() error {
-		return netlink.RouteAdd(&netlink.Route{Dst: ipNet(static), Gw: net.IP{192, 0, 2, 1}, Protocol: unix.RTPROT_STATIC})
-	})
-	var told []netip.Prefix
+	change := func(f func(*netlink.Route) error) {
+		kerneltest.Do(t, ns, func() error {
+			return f(&netlink.Route{Dst: ipNet(static), Gw: net.IP{192, 0, 2, 1}, Protocol: unix.RTPROT_STATIC})
+		})
+	}
+	change(netlink.RouteAdd)
+	reach(t, k, backend.NewState())
+	change(netlink.RouteDel)
+	var told []string
 	for {
 		b, err := sock.poll()
 		if errors.Is(err, unix.EAGAIN) {
@@ -228,12 +234,12 @@ func TestOurRoutesAreNotTold(t *testing.T) {
 			t.Fatal(err)
 		}
 		for m := range messages(b) {
-			if r, ok := parseRoute(m.body); ok && m.typ == unix.RTM_NEWROUTE && (r.protocol == Protocol || r.protocol == unix.RTPROT_STATIC) {
-				told = append(told, r.dst)
+			if r, ok := parseRoute(m.body); ok && (m.typ == unix.RTM_NEWROUTE || m.typ == unix.RTM_DELROUTE) && (r.protocol == Protocol || r.protocol == unix.RTPROT_STATIC) {
+				told = append(told, fmt.Sprint(m.typ == unix.RTM_NEWROUTE, r.dst))
 			}
 		}
 	}
-	if !slices.Equal(told, []netip.Prefix{static}) {
-		t.Errorf("told of %v", told)
+	if want := []string{fmt.Sprint(true, static), fmt.Sprint(false, static)}; !slices.Equal(told, want) {
+		t.Errorf("told of %v, want %v", told, want)
 	}
 }

@@ -4,7 +4,9 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -40,7 +42,7 @@ func main() {
 		return
 	case err != nil:
 		fmt.Fprintf(os.Stderr, "ripstopd: %v (see ripstopd --help)\n", err)
-		os.Exit(exitUsage)
+		os.Exit(exitOf(err))
 	case c.Version:
 		fmt.Println("ripstopd", settings.Version())
 		return
@@ -52,6 +54,16 @@ func main() {
 		fmt.Fprintf(os.Stderr, "ripstopd: %v\n", err)
 		os.Exit(exitFailed)
 	}
+}
+
+// exitOf is the exit code for an error of the flags. A file that is not there may come, as
+// a secret that is mounted does, so that it is worth another start.
+func exitOf(err error) int {
+	var file *fs.PathError
+	if errors.As(err, &file) {
+		return exitFailed
+	}
+	return exitUsage
 }
 
 // run wires the parts and lets the node live until ctx ends.

@@ -163,6 +163,7 @@ func TestEndsAtOnceWithOneLine(t *testing.T) {
 		"no CA file":        {args: []string{"--etcd-endpoints=https://127.0.0.1:1", "--etcd-cafile=" + filepath.Join(dir, "none")}, code: exitFailed, want: []string{"--etcd-cafile", "no such file"}},
 		"junk CA file":      {args: []string{"--etcd-endpoints=https://127.0.0.1:1", "--etcd-cafile=" + junk}, code: exitFailed, want: []string{"--etcd-cafile"}},
 		"certificate alone": {args: []string{"--etcd-endpoints=https://127.0.0.1:1", "--etcd-certfile=" + junk}, code: exitUsage, want: []string{"--etcd-keyfile"}},
+		"no password file":  {args: []string{"--etcd-endpoints=http://127.0.0.1:1", "--etcd-username=a", "--etcd-password-file=/nowhere/at"}, code: exitFailed, want: []string{"--etcd-password-file", "/nowhere/at"}},
 		"malformed config":  {args: []string{"--etcd-endpoints=" + plain.URL(), malformed}, code: exitFailed, want: []string{"malformed network config: Network:", "ripstop config set"}},
 		"wrong password": {
 			env: []string{"RIPSTOPD_ETCD_USERNAME=root", "RIPSTOPD_ETCD_PASSWORD=hunter2"}, args: []string{"--etcd-endpoints=" + locked.URL()},
@@ -240,7 +241,7 @@ func TestWaitsAndSaysSoOnce(t *testing.T) {
 
 // TestMisspeltVariableIsNamed, and what Kubernetes puts in for a Service of the name is not.
 func TestMisspeltVariableIsNamed(t *testing.T) {
-	p := startProcess(t, []string{"RIPSTOPD_IP_MASK=true", "RIPSTOPD_PEER_GRACE=1m", "RIPSTOPD_PORT=tcp://10.96.0.7:8285", "RIPSTOPD_PORT_8285_TCP_PORT=8285", "RIPSTOPD_SERVICE_HOST=10.96.0.7"}, "--etcd-endpoints=http://127.0.0.1:1")
+	p := startProcess(t, []string{"RIPSTOPD_IP_MASK=true", "RIPSTOPD_PEER_GRACE=1m", "RIPSTOPD_PORT=tcp://10.96.0.7:8285", "RIPSTOPD_PORT_8285_TCP_PORT=8285", "RIPSTOPD_SERVICE_HOST=10.96.0.7", "RIPSTOPD_METRICS_SERVICE_PORT_HTTP=8285", "RIPSTOPD_METRICS_PORT=tcp://10.96.0.8:8285", "RIPSTOPD_METRICS_PORT_8285_TCP_ADDR=10.96.0.8"}, "--etcd-endpoints=http://127.0.0.1:1")
 	p.says("waiting")
 	if text := p.out.String(); strings.Count(text, "mean nothing") != 1 || !strings.Contains(text, `"variables":["RIPSTOPD_IP_MASK"]`) {
 		t.Error(text)

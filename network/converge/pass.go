@@ -27,13 +27,15 @@ type pass struct {
 	// one of the moved devices, which change themselves, drifted with it.
 	drifted map[backend.Entry]struct{}
 	moved   map[string]bool
+	// unasked is how many of the ops follow from no change of the want.
+	unasked int
 }
 
 // pass brings the mirror up to date, compares what changed, on either side or
 // by time, and mends what differs. It tells whether there was anything to look at,
 // which the echo of the loop's own ops is not.
 func (l *Loop) pass(ctx context.Context) (looked bool) {
-	p := &pass{Loop: l, now: time.Now(), look: map[backend.Entry]uint32{}, drifted: map[backend.Entry]struct{}{}, moved: map[string]bool{}}
+	p := &pass{Loop: l, now: time.Now(), look: map[backend.Entry]uint32{}, moved: map[string]bool{}}
 	changes, lost := l.kernel.Changes()
 	switch {
 	case lost:
@@ -183,7 +185,7 @@ func (p *pass) sift(ops []backend.Op) []backend.Op {
 	if !p.settled && len(p.failing.entries) == 0 {
 		return ops // There is no drift before all was compared once.
 	}
-	p.drifted = make(map[backend.Entry]struct{}, len(ops))
+	p.unasked = max(0, len(ops)-len(p.updated))
 	for _, op := range ops {
 		if op.Entry.Kind() == backend.KindDevice {
 			p.moved[op.Entry.On()] = true
@@ -223,6 +225,9 @@ func (p *pass) allowed(id backend.Entry) bool {
 	}
 	if p.alone(id) && p.fights.holds(id, p.now) {
 		return false
+	}
+	if p.drifted == nil {
+		p.drifted = make(map[backend.Entry]struct{}, p.unasked)
 	}
 	p.drifted[id] = struct{}{}
 	return true

@@ -423,7 +423,7 @@ func (c *Scene) peerAddresses() (out []netip.Addr) {
 // systemd takes for running is not started by it.
 func (c *Scene) startDaemon() []string {
 	if c.Hangs {
-		return []string{Command("systemctl restart ripstopd"), "Nothing is lost by it."}
+		return []string{Command("systemctl restart ripstopd"), "Nothing is lost by it. Its log may say why it stands still:", Command("journalctl -u ripstopd -n 50")}
 	}
 	return []string{Command("systemctl start ripstopd"), "If it ends again, its log says why:", Command("journalctl -u ripstopd -n 50")}
 }

@@ -2,6 +2,7 @@ package lab
 
 import (
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -59,6 +60,9 @@ func TestRestartLosesNothing(t *testing.T) {
 		}
 		t.Logf("ready again after %s", time.Since(began).Round(time.Millisecond))
 		time.Sleep(calm)
+	}
+	if log := a.DaemonLog(); strings.Contains(log, "snapshot not saved") {
+		t.Errorf("it did not end in time to save all:\n%s", log)
 	}
 	if quickest > time.Second {
 		t.Errorf("SIGTERM: it took %s at least, want a second at most", quickest)

@@ -114,6 +114,7 @@ func TestWipedStoreIsFoundWithinTwoSeconds(t *testing.T) {
 			srv := etcdserver.ForTest(t, etcdserver.Options{})
 			way := newLink(t, srv)
 			s := open(t, Options{Endpoints: []string{way.URL()}})
+			s.checkEvery = time.Hour // Which would find it by and by.
 			for range 10 {
 				newHand(t, srv.URL(), DefaultPrefix).SetConfig([]byte("{}"))
 			}

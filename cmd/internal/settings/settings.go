@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -93,21 +94,26 @@ func FromEnvironment(flags *pflag.FlagSet, prefix string) error {
 
 // Unknown are the variables of the environment that begin as those of flags do and are
 // none's: a name that is misspelt sets nothing. What Kubernetes puts into a pod for a
-// Service of the name is not among them
+// Service whose name begins so is not among them
 // (https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables).
 func Unknown(flags *pflag.FlagSet, prefix string) (out []string) {
 	known := map[string]bool{}
 	flags.VisitAll(func(f *pflag.Flag) { known[EnvironmentName(prefix, f.Name)] = true })
 	for _, variable := range os.Environ() {
-		name, _, _ := strings.Cut(variable, "=")
-		rest, ours := strings.CutPrefix(name, prefix+"_")
-		ofService := rest == "PORT" || strings.HasPrefix(rest, "PORT_") || strings.HasPrefix(rest, "SERVICE_")
-		if ours && !ofService && !known[name] {
+		name, value, _ := strings.Cut(variable, "=")
+		rest, ours := strings.CutPrefix(name, prefix)
+		if ours && strings.HasPrefix(rest, "_") && !known[name] && !ofService(rest, value) {
 			out = append(out, name)
 		}
 	}
 	slices.Sort(out)
 	return out
+}
+
+var serviceVariable = regexp.MustCompile(`_(SERVICE_HOST|SERVICE_PORT(_.+)?|PORT_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)$`)
+
+func ofService(name, value string) bool {
+	return serviceVariable.MatchString(name) || strings.HasSuffix(name, "_PORT") && strings.Contains(value, "://")
 }
 
 func fill(flags *pflag.FlagSet, prefix, source string, lookup func(string) (string, bool)) error {
