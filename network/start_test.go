@@ -2,7 +2,6 @@ package network
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -14,7 +13,6 @@ import (
 
 	"go.uber.org/zap/zapcore"
 
-	"github.com/ripstop-net/ripstop/backend"
 	"github.com/ripstop-net/ripstop/subnet"
 	"github.com/ripstop-net/ripstop/subnet/subnettest"
 )
@@ -38,10 +36,7 @@ func TestStartWhileTheStoreIsAway(t *testing.T) {
 			r.stop()
 			r.store.Away(true)
 			if reboot {
-				if err := errors.Join(os.RemoveAll(r.opts.RunDir), os.Remove(r.opts.SubnetFile)); err != nil {
-					t.Fatal(err)
-				}
-				r.kernel.Hand(func(s *backend.State) { *s = *backend.NewState() })
+				r.reboots()
 				r.store.Vanish("node1") // Its last sign is a minute old by then.
 			}
 			r.kernel.Ops()

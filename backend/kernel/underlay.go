@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ripstop-net/ripstop/backend"
+	"github.com/ripstop-net/ripstop/backend/sockfilter"
 )
 
 // Way looks up how the host sends to an address, the zero Way where it cannot.
@@ -121,22 +122,9 @@ func (k *Kernel) hearInterfaces(ctx context.Context, sock *socket, leads func(ne
 // passOverRoutes keeps announcements of our own routes from the socket: there may be tens
 // of thousands at once, and none of them changes what Interfaces and Way answer.
 func (s *socket) passOverRoutes() error {
-	program, err := bpf.Assemble(notOurRoutes())
-	if err != nil {
-		return fmt.Errorf("assemble the socket's filter: %w", err)
-	}
-	code := make([]unix.SockFilter, len(program))
-	for i, in := range program {
-		code[i] = unix.SockFilter{Code: in.Op, Jt: in.Jt, Jf: in.Jf, K: in.K}
-	}
 	var failed error
-	err = s.raw.Control(func(fd uintptr) {
-		failed = unix.SetsockoptSockFprog(int(fd), unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: uint16(len(code)), Filter: &code[0]})
-	})
-	if err = errors.Join(err, failed); err != nil {
-		return fmt.Errorf("attach the socket's filter: %w", err)
-	}
-	return nil
+	err := s.raw.Control(func(fd uintptr) { failed = sockfilter.Attach(int(fd), notOurRoutes()) })
+	return errors.Join(err, failed)
 }
 
 // notOurRoutes sees a message from its header on (do_one_broadcast; netlink(7): struct

@@ -3,7 +3,6 @@ package probe
 import (
 	"context"
 	"errors"
-	"fmt"
 	"net"
 	"net/netip"
 	"sync"
@@ -15,6 +14,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
+	"github.com/ripstop-net/ripstop/backend/sockfilter"
 	"github.com/ripstop-net/ripstop/subnet"
 )
 
@@ -188,15 +188,7 @@ func (e *Echo) answer(f subnet.Family, d datagram) (to netip.AddrPort, out reply
 // onlyRequests lets the kernel drop what is no request of this version before it
 // takes room in the socket's buffer.
 func onlyRequests(fd int) error {
-	program, err := bpf.Assemble(requestFilter())
-	if err != nil {
-		return fmt.Errorf("assemble the socket's filter: %w", err)
-	}
-	code := make([]unix.SockFilter, len(program))
-	for i, in := range program {
-		code[i] = unix.SockFilter{Code: in.Op, Jt: in.Jt, Jf: in.Jf, K: in.K}
-	}
-	return unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: uint16(len(code)), Filter: &code[0]})
+	return sockfilter.Attach(fd, requestFilter())
 }
 
 // requestFilter sees a datagram from UDP's header on (udp_queue_rcv_one_skb).
