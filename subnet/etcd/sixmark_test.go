@@ -20,8 +20,7 @@ func pairLease() subnet.Lease {
 }
 
 // TestCancelledClaimEndsSoon: a claim of an etcd that hangs ends within a second
-// of being told to, whatever it has begun. A busy machine gets half of what one request
-// may take.
+// of being told to, whatever it has begun.
 func TestCancelledClaimEndsSoon(t *testing.T) {
 	t.Parallel()
 	srv := etcdserver.ForTest(t, etcdserver.Options{})
@@ -42,7 +41,7 @@ func TestCancelledClaimEndsSoon(t *testing.T) {
 		if err := <-done; !errors.Is(err, context.Canceled) {
 			t.Errorf("got %v", err)
 		}
-		if took := time.Since(began); took > DefaultRequestTimeout/2 {
+		if took := time.Since(began); took > time.Second {
 			t.Errorf("cancelled after %s: ended only after %s", after, took)
 		}
 		if err := srv.Resume(); err != nil {
